@@ -1,0 +1,33 @@
+// What every operator's interface is made of: element types, parallel loops, errors. No torch, no Python, no CUDA header.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+
+#define GINGHAM_API __attribute__((visibility("default")))
+
+namespace gingham {
+
+enum class DType : int32_t { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3 };
+
+constexpr int64_t element_size(DType dtype) {
+  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+}
+
+// Calls fn(begin, end, context) on disjoint ranges that cover [0, count), perhaps on several threads, and returns when
+// all are done. The caller of an operator supplies it, so that the core owns no threads: torch's pool, our own, or none.
+using RangeFn = void (*)(int64_t begin, int64_t end, void* context);
+using ParallelFor = void (*)(int64_t count, int64_t grain, RangeFn fn, void* context);
+
+// A feature map [batch, channel, frame, row, column] with free strides, counted in elements. 2-D maps have one frame.
+struct MapView {
+  void* data = nullptr;
+  int64_t batch_stride = 0;
+  int64_t channel_stride = 0;
+  int64_t frame_stride = 0;
+  int64_t row_stride = 0;
+  int64_t column_stride = 0;
+};
+
+}  // namespace gingham
