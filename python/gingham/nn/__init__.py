@@ -1,0 +1,19 @@
+"""Modules on top of the operators, and the layers that more than one method uses.
+
+`gingham.nn` itself needs torch alone; `gingham.nn.backbone` needs timm and `gingham.nn.pretrained` huggingface_hub
+(both in the extra ``train``), so they are imported by name.
+"""
+
+from gingham.nn.criss_cross_attention import (
+    CrissCrossAttention,
+    CrissCrossAttention3d,
+    RecurrentCrissCrossAttention,
+    RecurrentCrissCrossAttention3d,
+)
+
+__all__ = [
+    "CrissCrossAttention",
+    "CrissCrossAttention3d",
+    "RecurrentCrissCrossAttention",
+    "RecurrentCrissCrossAttention3d",
+]

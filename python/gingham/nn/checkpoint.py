@@ -1,0 +1,92 @@
+"""Reading weights from files, and loading them with errors that a person can act on."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gingham.errors import CheckpointError
+
+_SHOWN = 3  # names quoted per kind of mismatch
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file, by name, on the CPU.
+
+    Reads safetensors files and torch files (``torch.load(weights_only=True)``: nothing of the file is executed).
+    Unwraps the usual containers ("state_dict", "model") and removes the "module." that DataParallel puts first.
+
+    Args:
+        path: file ending in ``.safetensors``, or any file that ``torch.save`` wrote.
+
+    Raises:
+        CheckpointError: if the file is missing, cannot be read, or holds no tensors.
+
+    Example:
+        >>> import tempfile, os
+        >>> path = os.path.join(tempfile.mkdtemp(), "weights.pth")
+        >>> torch.save({"state_dict": {"module.weight": torch.ones(2)}}, path)
+        >>> read_state_dict(path)
+        {'weight': tensor([1., 1.])}
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the readers raise many types, and all of them mean the same to the user
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"{path}: not a readable checkpoint of plain tensors ({reason})") from error
+    for container in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
+            content = content[container]
+    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)} if content else {}
+    if not state:
+        raise CheckpointError(f"{path}: holds no tensors")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def load_state_dict(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Load `state` into `module`, every tensor of it, or raise and leave the module as it was.
+
+    Batch-norm step counters may be absent: older checkpoints do not have them. A ``gamma`` without dimensions fits
+    one of shape [1].
+
+    Args:
+        module: takes the weights.
+        state: tensors by the module's own names.
+        source: what error texts call the checkpoint.
+
+    Raises:
+        CheckpointError: one line that names missing, unexpected and differently shaped tensors.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in own]
+    shapes = [
+        f"{name} is {list(state[name].shape)} in the file and {list(own[name].shape)} in the model"
+        for name in own
+        if name in state and _shape(name, state[name]) != _shape(name, own[name])
+    ]
+    faults = [_listed("missing", missing), _listed("unexpected", unexpected), _listed("of another shape", shapes)]
+    if any(faults):
+        raise CheckpointError(f"{source} does not fit the model: {'; '.join(fault for fault in faults if fault)}")
+    module.load_state_dict(dict(state), strict=False)
+
+
+def _shape(name: str, tensor: Tensor) -> tuple[int, ...]:
+    return (1,) if name.endswith("gamma") and tensor.dim() == 0 else tuple(tensor.shape)
+
+
+def _listed(kind: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{len(names)} {kind} ({', '.join(names[:_SHOWN])}{more})"

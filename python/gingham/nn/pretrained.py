@@ -1,0 +1,67 @@
+"""`save_pretrained` and `from_pretrained` for every model of the package: config.json and model.safetensors."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any, Self
+
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from torch import nn
+
+from gingham.errors import CheckpointError
+from gingham.nn.checkpoint import load_state_dict, read_state_dict
+
+_CONFIG = "config.json"
+_WEIGHTS = "model.safetensors"
+
+
+class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name="gingham", tags=["gingham"]):
+    """A module that can be saved with its constructor's arguments and loaded from a folder or a hub repository.
+
+    What differs from huggingface_hub's mixin: weights load strictly, errors are one line, and ``backbone_weights`` is
+    not part of the saved configuration, since the saved weights take its place.
+    """
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        config = {name: value for name, value in (self._hub_mixin_config or {}).items() if name != "backbone_weights"}
+        (save_directory / _CONFIG).write_text(json.dumps(config, sort_keys=True, indent=2) + "\n")
+        super()._save_pretrained(save_directory)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **options: Any,
+    ) -> Self:
+        if Path(model_id).is_dir():
+            if not (Path(model_id) / _CONFIG).is_file():
+                raise CheckpointError(f"{model_id}: no {_CONFIG} in this folder; save_pretrained writes one")
+            weights = Path(model_id) / _WEIGHTS
+        else:
+            try:
+                weights = Path(
+                    hf_hub_download(
+                        repo_id=model_id,
+                        filename=_WEIGHTS,
+                        revision=revision,
+                        cache_dir=cache_dir,
+                        force_download=force_download,
+                        local_files_only=local_files_only,
+                        token=token,
+                    )
+                )
+            except Exception as error:  # network, permission and name errors alike
+                reason = str(error).strip().split("\n")[0]
+                raise CheckpointError(f"{model_id}: neither a folder nor a repository at hand ({reason})") from error
+        unknown = sorted(options.keys() - inspect.signature(cls).parameters.keys())
+        if unknown:
+            raise CheckpointError(f"{model_id}: {_CONFIG} has options that {cls.__name__} does not know: {unknown}")
+        model = cls(**options)
+        load_state_dict(model, read_state_dict(weights), source=str(weights))
+        return model.eval()
