@@ -1,0 +1,1 @@
+"""CCNet: Criss-Cross Attention for Semantic Segmentation, https://arxiv.org/abs/1811.11721. See README.md here."""
