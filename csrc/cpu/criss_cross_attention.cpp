@@ -1,0 +1,573 @@
+// Criss-cross attention on the CPU, forward and backward; compiled once per instruction set.
+//
+// A map is a set of lines: its rows, its columns and, in 3-D, the frames behind each pixel. One pass per axis works on
+// groups of neighbouring lines, one group per task:
+//   pack      some channels of the group into panels [line][channel][position]: any layout and any storage type becomes
+//             the same operands, and memory is read in long stretches whichever axis is contiguous;
+//   logits    key x query products give logits^T[j][i] per line, lanes over the queries i, so softmax is lane-wise;
+//   softmax   in place; the first pass (rows, which hold the pixel itself) writes normalised results and the log-sum-exp
+//             lse; each later pass (diagonal masked) merges: output = output * exp(lse_old - lse) + its own part;
+//   output    value x probability products, some channels at a time, unpacked into the output.
+// Backward recomputes the probabilities from lse. With delta = sum_c output * grad_output,
+//   dlogits = probability * (value . grad_output - delta) * scale
+// gives grad_query; its transpose gives grad_key and the transposed probabilities grad_value. "p lies on u's cross" is
+// symmetric, so all three are gathers: no atomics, and the order of every sum is fixed by the shape alone.
+//
+// What is held: logits of one group (about L * L floats a line, 16 lines a group when lanes run across lines) and two
+// panels of a few channels, some 1 MB a thread, meant for L2. Nothing grows with the map but lse and delta.
+// What bounds it: arithmetic. Forward takes 2 (Ck + Cv) (H + W) multiply-adds a position, backward 2 (3 Ck + 2 Cv) (H + W),
+// nearly all in multiply_block; value and output cross the memory bus once a pass, some 10 % of the time.
+#include "gingham/criss_cross_attention.h"
+
+#include <cmath>
+
+#include "dispatch.h"
+#include "lines.h"
+#include "panel_gemm.h"
+#include "simd.h"
+
+namespace {
+
+using gingham::CrissCrossBackward;
+using gingham::CrissCrossForward;
+using gingham::CrissCrossShape;
+using gingham::MapView;
+using gingham::ParallelFor;
+
+// ---------------------------------------------------------------------------------------------- groups of lines
+
+// How the lines of one axis are cut into groups. The last group takes up to a quarter more than the others, rather than
+// leave a sliver that would be packed in blocks that are mostly padding.
+struct Pass {
+  Axis axis;
+  int64_t length;       // positions in a line
+  int64_t planes;       // sets of parallel lines: batch x frames, or batch x rows for the axis of frames
+  int64_t lines;        // in one plane
+  int64_t group_lines;  // in one group
+  int64_t groups_per_plane;
+
+  int64_t most_lines() const { return smaller(lines, group_lines + group_lines / 4); }
+  int64_t groups() const { return planes * groups_per_plane; }
+
+  LineGroup group(const CrissCrossShape& shape, int64_t index) const {
+    const int64_t plane = index / groups_per_plane, in_plane = index % groups_per_plane;
+    const int64_t first = in_plane * group_lines;
+    const int64_t count = in_plane + 1 == groups_per_plane ? lines - first : group_lines;
+    const int64_t inner = axis == Axis::frame ? shape.rows : shape.frames;
+    LineGroup group{plane / inner, 0, 0, 0, count, length};
+    (axis == Axis::frame ? group.row : group.frame) = plane % inner;
+    (axis == Axis::row ? group.row : group.column) = first;
+    return group;
+  }
+};
+
+Pass make_pass(const CrissCrossShape& shape, Axis axis, Contiguous contiguous, int lanes) {
+  Pass pass{};
+  pass.axis = axis;
+  pass.length = axis == Axis::row ? shape.columns : axis == Axis::column ? shape.rows : shape.frames;
+  pass.planes = shape.batch * (axis == Axis::frame ? shape.rows : shape.frames);
+  pass.lines = axis == Axis::row ? shape.rows : shape.columns;
+  // Lanes across lines need whole vectors of them; otherwise a few lines make one stretch of memory long enough.
+  constexpr int64_t kLogitsOfAGroup = 64 * 1024;
+  const int64_t few = larger(1, smaller(4, kLogitsOfAGroup / larger(1, pass.length * pass.length)));
+  pass.group_lines = smaller(pass.lines, contiguous == Contiguous::line ? lanes : few);
+  const int64_t whole = pass.lines / pass.group_lines, rest = pass.lines % pass.group_lines;
+  pass.groups_per_plane = rest > pass.group_lines / 4 ? whole + 1 : whole;
+  return pass;
+}
+
+bool channels_first(const CrissCrossShape& shape, const MapView& map) {
+  return map.column_stride == 1 || shape.columns == 1;
+}
+
+Contiguous contiguous_axis(bool first, Axis axis) {
+  if (!first) return Contiguous::channel;
+  return axis == Axis::row ? Contiguous::position : Contiguous::line;
+}
+
+// The passes of a call. The row pass always runs, because it holds the pixel itself; lines of one position add nothing.
+struct Passes {
+  Pass items[3];
+  int count = 0;
+  bool first;  // channels first
+};
+
+Passes make_passes(const CrissCrossShape& shape, bool first, int lanes) {
+  Passes passes;
+  passes.first = first;
+  passes.items[passes.count++] = make_pass(shape, Axis::row, contiguous_axis(first, Axis::row), lanes);
+  if (shape.rows > 1) {
+    passes.items[passes.count++] = make_pass(shape, Axis::column, contiguous_axis(first, Axis::column), lanes);
+  }
+  if (shape.frames > 1) {
+    passes.items[passes.count++] = make_pass(shape, Axis::frame, contiguous_axis(first, Axis::frame), lanes);
+  }
+  return passes;
+}
+
+// ---------------------------------------------------------------------------------------------- scratch memory
+
+// The scratch of one thread. `squares` counts the L x L matrices a line needs: one forward, two backward.
+template <class U>
+struct Scratch {
+  using Sum = typename U::Sum;
+  using Unit = typename U::Unit;
+  static constexpr int64_t kPanelBytes = 192 * 1024;
+
+  int64_t stride = 0;          // padded line length
+  int64_t chunk = 0;           // channels in a panel
+  Sum* squares[2] = {};        // [line][stride][stride]
+  Sum* panels[2] = {};         // [line][chunk][stride]
+  Sum* line_values[2] = {};    // [line][stride]
+  Unit* column = nullptr;      // [stride]
+
+  static int64_t chunk_channels(const Pass& pass) {
+    const int64_t stride = round_up(pass.length, kLanes<Sum>);
+    const int64_t fit = kPanelBytes / (pass.most_lines() * stride * int64_t(sizeof(Sum)));
+    return fit >= 24 ? fit / 24 * 24 : larger(8, fit / 8 * 8);
+  }
+  // Lays the scratch of `pass` out at `base`; returns its size. base may be null to ask for the size alone.
+  size_t lay_out(const Pass& pass, int square_count, char* base) {
+    stride = round_up(pass.length, kLanes<Sum>);
+    chunk = chunk_channels(pass);
+    size_t offset = 0;
+    const auto take = [&](int64_t count) {
+      Sum* at = reinterpret_cast<Sum*>(base + offset);
+      offset += size_t(round_up(count * int64_t(sizeof(Sum)), 64));
+      return at;
+    };
+    const int64_t lines = pass.most_lines();
+    for (int i = 0; i < square_count; ++i) squares[i] = take(lines * stride * stride);
+    for (Sum*& panel : panels) panel = take(lines * chunk * stride);
+    for (Sum*& values : line_values) values = take(lines * stride);
+    column = reinterpret_cast<Unit*>(take(stride));
+    return offset;
+  }
+};
+
+template <class U>
+size_t scratch_size(const Passes& passes, int squares) {
+  size_t most = 0;
+  for (int i = 0; i < passes.count; ++i) {
+    Scratch<U> scratch;
+    const size_t size = scratch.lay_out(passes.items[i], squares, nullptr);
+    most = size > most ? size : most;
+  }
+  return most;
+}
+
+// Runs task(index, worker) for every index in [0, count). Workers take the next index when they are free.
+template <class Task>
+void run(int64_t count, int threads, ParallelFor parallel_for, const Task& task) {
+  struct Shared {
+    const Task* task;
+    int64_t count, next;
+  } shared{&task, count, 0};
+  parallel_for(
+      smaller(count, threads), 1,
+      [](int64_t begin, int64_t end, void* context) {
+        auto* s = static_cast<Shared*>(context);
+        for (int64_t worker = begin; worker < end; ++worker) {
+          for (;;) {
+            const int64_t index = __atomic_fetch_add(&s->next, 1, __ATOMIC_RELAXED);
+            if (index >= s->count) break;
+            (*s->task)(index, worker);
+          }
+        }
+      },
+      &shared);
+}
+
+// ---------------------------------------------------------------------------------------------- steps of a pass
+
+// squares[line][j][i] = sum over channels of left[c, j] * right[c, i].
+template <class U, class E>
+void correlate(LineView<const E> left, LineView<const E> right, int64_t channels, const LineGroup& group,
+               Contiguous contiguous, const Scratch<U>& scratch, typename U::Sum* squares) {
+  using Unit = typename U::Unit;
+  const int64_t stride = scratch.stride, chunk = scratch.chunk * U::kPair;
+  Unit* left_panels = reinterpret_cast<Unit*>(scratch.panels[0]);
+  Unit* right_panels = reinterpret_cast<Unit*>(scratch.panels[1]);
+  for (int64_t c = 0; c < channels; c += chunk) {
+    const int64_t count = smaller(chunk, channels - c), rows = panel_rows<U, PairAxis::channel>(count);
+    const LineView<const E> left_part{left.data + c * left.channel_stride, left.channel_stride, left.line_stride,
+                                      left.position_stride};
+    const LineView<const E> right_part{right.data + c * right.channel_stride, right.channel_stride,
+                                       right.line_stride, right.position_stride};
+    pack<U, PairAxis::channel>(left_panels, left_part, count, group.lines, group.length, contiguous);
+    pack<U, PairAxis::channel>(right_panels, right_part, count, group.lines, group.length, contiguous);
+    for (int64_t g = 0; g < group.lines; ++g) {
+      multiply<U>(group.length, group.length, rows, {left_panels + g * rows * stride, 1, stride},
+                  right_panels + g * rows * stride, stride, squares + g * stride * stride, stride, c > 0,
+                  scratch.column);
+    }
+  }
+}
+
+// target[c, n] (merged) = sum over positions k of source[c, k] * operand[line][k][n].
+template <class U, Merge merge, class E>
+void aggregate(LineView<const E> source, const typename U::Unit* operand, LineView<E> target,
+               const typename U::Sum* weights, int64_t channels, const LineGroup& group, Contiguous contiguous,
+               const Scratch<U>& scratch) {
+  using Unit = typename U::Unit;
+  const int64_t stride = scratch.stride, source_stride = panel_stride<U, PairAxis::position>(group.length);
+  const int64_t steps = (group.length + U::kPair - 1) / U::kPair;
+  Unit* source_panels = reinterpret_cast<Unit*>(scratch.panels[0]);
+  for (int64_t c = 0; c < channels; c += scratch.chunk) {
+    const int64_t count = smaller(scratch.chunk, channels - c);
+    const LineView<const E> source_part{source.data + c * source.channel_stride, source.channel_stride,
+                                        source.line_stride, source.position_stride};
+    const LineView<E> target_part{target.data + c * target.channel_stride, target.channel_stride, target.line_stride,
+                                  target.position_stride};
+    pack<U, PairAxis::position>(source_panels, source_part, count, group.lines, group.length, contiguous);
+    for (int64_t g = 0; g < group.lines; ++g) {
+      multiply<U>(count, group.length, steps, {source_panels + g * count * source_stride, source_stride, 1},
+                  operand + g * stride * stride, stride, scratch.panels[1] + g * count * stride, stride, false,
+                  scratch.column);
+    }
+    unpack<merge>(scratch.panels[1], weights, target_part, count, group.lines, group.length, contiguous);
+  }
+}
+
+// Turns rows [k][n] of sums into rows [k / pair][n] of units, for use as the right operand. `units` may be the same
+// memory as `sums`: a row of units is written after the rows it is made of were read.
+template <class U>
+void to_units(const typename U::Sum* sums, typename U::Unit* units, int64_t length, int64_t stride) {
+#if defined(__AVX512BF16__)
+  if constexpr (U::kPair == 2) {
+    for (int64_t k = 0; k < length; k += 2) {
+      for (int64_t n = 0; n < stride; n += kLanes<float>) {
+        const Vector<uint32_t> low = bfloat16_bits(load(sums + k * stride + n));
+        const Vector<uint32_t> high =
+            k + 1 < length ? bfloat16_bits(load(sums + (k + 1) * stride + n)) : Vector<uint32_t>{};
+        store(units + k / 2 * stride + n, low | (high << 16));
+      }
+    }
+    return;
+  }
+#endif
+  if constexpr (U::kPair == 1) {
+    if (units != sums) __builtin_memcpy(units, sums, size_t(length * stride) * sizeof(*units));
+  }
+}
+
+template <class Sum>
+void transpose_square(Sum* square, int64_t stride) {
+  constexpr int kN = kLanes<Sum>;
+  for (int64_t row = 0; row < stride; row += kN) {
+    for (int64_t column = row; column < stride; column += kN) {
+      Vector<Sum> upper[kN], lower[kN];
+      for (int i = 0; i < kN; ++i) upper[i] = load(square + (row + i) * stride + column);
+      transpose<Sum>(upper);
+      if (column != row) {
+        for (int i = 0; i < kN; ++i) lower[i] = load(square + (column + i) * stride + row);
+        transpose<Sum>(lower);
+        for (int i = 0; i < kN; ++i) store(square + (row + i) * stride + column, lower[i]);
+      }
+      for (int i = 0; i < kN; ++i) store(square + (column + i) * stride + row, upper[i]);
+    }
+  }
+}
+
+// The pixel itself belongs to the row pass only.
+template <class Sum>
+void mask_diagonal(Sum* square, int64_t length, int64_t stride) {
+  for (int64_t i = 0; i < length; ++i) square[i * stride + i] = -HUGE_VAL;
+}
+
+// A contiguous [batch, frames, rows, columns] array of one number per position, seen as lines.
+template <class Sum>
+LineView<Sum> position_values(Sum* data, const CrissCrossShape& shape, Axis axis, const LineGroup& group) {
+  const int64_t row = shape.columns, frame = shape.rows * row, batch = shape.frames * frame;
+  return view_lines<Sum>(MapView{const_cast<void*>(static_cast<const void*>(data)), batch, 0, frame, row, 1}, axis,
+                         group);
+}
+
+template <class Sum>
+void gather(LineView<const Sum> values, Sum* lines, const LineGroup& group, int64_t stride) {
+  for (int64_t g = 0; g < group.lines; ++g) {
+    for (int64_t p = 0; p < stride; ++p) {
+      lines[g * stride + p] =
+          p < group.length ? values.data[g * values.line_stride + p * values.position_stride] : Sum(0);
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------- forward
+
+// logits^T[j][i] of one line -> probabilities^T, scaled so that they sum to one together with what the passes before
+// contributed: `weights` receives the factor by which the output so far shrinks. lse is read (unless `first`) and
+// replaced by the joint log-sum-exp.
+template <class Sum>
+void softmax_line(Sum* logits, Sum* lse, Sum* weights, Sum scale, bool first, int64_t length, int64_t stride) {
+  constexpr int kN = kLanes<Sum>;
+  for (int64_t i = 0; i < length; i += kN) {
+    Vector<Sum> top = load(logits + i) * scale;
+    for (int64_t j = 0; j < length; ++j) {
+      const Vector<Sum> logit = load(logits + j * stride + i) * scale;
+      store(logits + j * stride + i, logit);
+      top = maximum<Sum>(logit, top);
+    }
+    Vector<Sum> before{};
+    if (!first) {
+      before = load(lse + i);
+      top = maximum<Sum>(top, before);
+    }
+    Vector<Sum> total{};
+    for (int64_t j = 0; j < length; ++j) {
+      const Vector<Sum> p = exponential(load(logits + j * stride + i) - top);
+      store(logits + j * stride + i, p);
+      total += p;
+    }
+    if (!first) {
+      before = exponential(before - top);
+      total += before;
+    }
+    const Vector<Sum> factor = Sum(1) / total;
+    for (int64_t j = 0; j < length; ++j) store(logits + j * stride + i, load(logits + j * stride + i) * factor);
+    store(weights + i, before * factor);
+    for (int64_t lane = 0; lane < smaller(kN, length - i); ++lane) lse[i + lane] = top[lane] + std::log(total[lane]);
+  }
+}
+
+template <class U, class E>
+void forward_group(const CrissCrossForward& call, const Pass& pass, bool channels_are_first, int64_t index,
+                   char* memory) {
+  using Sum = typename U::Sum;
+  using Unit = typename U::Unit;
+  Scratch<U> scratch;
+  scratch.lay_out(pass, 1, memory);
+  const LineGroup group = pass.group(call.shape, index);
+  const Contiguous contiguous = contiguous_axis(channels_are_first, pass.axis);
+  const bool first = pass.axis == Axis::row;
+  const int64_t stride = scratch.stride;
+  Sum *logits = scratch.squares[0], *lse = scratch.line_values[0], *weights = scratch.line_values[1];
+
+  correlate<U, E>(view_lines<const E>(call.key, pass.axis, group), view_lines<const E>(call.query, pass.axis, group),
+                  call.shape.key_channels, group, contiguous, scratch, logits);
+
+  const LineView<Sum> stored = position_values(static_cast<Sum*>(call.lse), call.shape, pass.axis, group);
+  if (!first) gather<Sum>({stored.data, 0, stored.line_stride, stored.position_stride}, lse, group, stride);
+  for (int64_t g = 0; g < group.lines; ++g) {
+    Sum* square = logits + g * stride * stride;
+    if (!first) mask_diagonal(square, group.length, stride);
+    softmax_line(square, lse + g * stride, weights + g * stride, Sum(call.scale), first, group.length, stride);
+    to_units<U>(square, reinterpret_cast<Unit*>(square), group.length, stride);
+    for (int64_t p = 0; p < group.length; ++p) {
+      stored.data[g * stored.line_stride + p * stored.position_stride] = lse[g * stride + p];
+    }
+  }
+
+  const auto value = view_lines<const E>(call.value, pass.axis, group);
+  const auto output = view_lines<E>(call.output, pass.axis, group);
+  const Unit* probabilities = reinterpret_cast<const Unit*>(logits);
+  if (first) {
+    aggregate<U, Merge::write>(value, probabilities, output, weights, call.shape.value_channels, group, contiguous,
+                               scratch);
+  } else {
+    aggregate<U, Merge::weigh>(value, probabilities, output, weights, call.shape.value_channels, group, contiguous,
+                               scratch);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------- backward
+
+// delta[u] = sum_c output[c, u] * grad_output[c, u], one row of positions at a time.
+template <class E, class Sum>
+void delta_row(const CrissCrossBackward& call, bool channels_are_first, int64_t index, Sum* delta) {
+  constexpr int kN = kLanes<Sum>;
+  const CrissCrossShape& shape = call.shape;
+  const int64_t row = index % shape.rows, frame = index / shape.rows % shape.frames;
+  const LineGroup line{index / shape.rows / shape.frames, frame, row, 0, 1, shape.columns};
+  const auto output = view_lines<const E>(call.output, Axis::row, line);
+  const auto grad = view_lines<const E>(call.grad_output, Axis::row, line);
+  delta += index * shape.columns;
+  if (channels_are_first) {
+    for (int64_t x = 0; x < shape.columns; x += kN) {
+      const int count = int(smaller(kN, shape.columns - x));
+      Vector<Sum> sum{};
+      for (int64_t c = 0; c < shape.value_channels; ++c) {
+        const E *o = output.data + c * output.channel_stride + x, *g = grad.data + c * grad.channel_stride + x;
+        sum += count == kN ? load_widened(o) * load_widened(g) : load_widened(o, count) * load_widened(g, count);
+      }
+      store_narrowed(delta + x, sum, count);
+    }
+    return;
+  }
+  for (int64_t x = 0; x < shape.columns; ++x) {
+    const E *o = output.data + x * output.position_stride, *g = grad.data + x * grad.position_stride;
+    Vector<Sum> sum{};
+    int64_t c = 0;
+    for (; c + kN <= shape.value_channels; c += kN) sum += load_widened(o + c) * load_widened(g + c);
+    if (c < shape.value_channels) {
+      const int count = int(shape.value_channels - c);
+      sum += load_widened(o + c, count) * load_widened(g + c, count);
+    }
+    delta[x] = sum_of_lanes<Sum>(sum);
+  }
+}
+
+// logits^T -> probabilities^T, and products^T[j][i] = value_j . grad_output_i -> dlogits^T.
+template <class Sum>
+void softmax_backward_line(Sum* logits, Sum* products, const Sum* lse, const Sum* delta, Sum scale, int64_t length,
+                           int64_t stride) {
+  for (int64_t i = 0; i < length; i += kLanes<Sum>) {
+    const Vector<Sum> lse_i = load(lse + i), delta_i = load(delta + i);
+    for (int64_t j = 0; j < length; ++j) {
+      const Vector<Sum> p = exponential(load(logits + j * stride + i) * scale - lse_i);
+      store(logits + j * stride + i, p);
+      store(products + j * stride + i, p * (load(products + j * stride + i) - delta_i) * scale);
+    }
+  }
+}
+
+template <class U, Merge merge, class E>
+void backward_group(const CrissCrossBackward& call, const typename U::Sum* delta, const Pass& pass,
+                    bool channels_are_first, int64_t index, char* memory) {
+  using Sum = typename U::Sum;
+  using Unit = typename U::Unit;
+  Scratch<U> scratch;
+  scratch.lay_out(pass, 2, memory);
+  const LineGroup group = pass.group(call.shape, index);
+  const Contiguous contiguous = contiguous_axis(channels_are_first, pass.axis);
+  const int64_t stride = scratch.stride, area = stride * stride;
+  const int64_t key_channels = call.shape.key_channels, value_channels = call.shape.value_channels;
+  Sum *logits = scratch.squares[0], *dlogits = scratch.squares[1];
+  const auto lines = [&](const MapView& map) { return view_lines<const E>(map, pass.axis, group); };
+
+  correlate<U, E>(lines(call.key), lines(call.query), key_channels, group, contiguous, scratch, logits);
+  correlate<U, E>(lines(call.value), lines(call.grad_output), value_channels, group, contiguous, scratch, dlogits);
+
+  Sum *lse_lines = scratch.line_values[0], *delta_lines = scratch.line_values[1];
+  gather<Sum>(position_values(static_cast<const Sum*>(call.lse), call.shape, pass.axis, group), lse_lines, group, stride);
+  gather<Sum>(position_values(delta, call.shape, pass.axis, group), delta_lines, group, stride);
+  for (int64_t g = 0; g < group.lines; ++g) {
+    Sum* square = logits + g * area;
+    if (pass.axis != Axis::row) mask_diagonal(square, group.length, stride);
+    softmax_backward_line(square, dlogits + g * area, lse_lines + g * stride, delta_lines + g * stride,
+                          Sum(call.scale), group.length, stride);
+    transpose_square(square, stride);
+    to_units<U>(square, reinterpret_cast<Unit*>(square), group.length, stride);
+  }
+  // logits now holds probability[i][j], the right operand of grad_value.
+  aggregate<U, merge>(lines(call.grad_output), reinterpret_cast<const Unit*>(logits),
+                      view_lines<E>(call.grad_value, pass.axis, group), nullptr, value_channels, group, contiguous,
+                      scratch);
+  const Unit* dlogits_by_key = reinterpret_cast<const Unit*>(dlogits);
+  if constexpr (U::kPair != 1) {  // the probabilities are used up: their memory takes the units
+    for (int64_t g = 0; g < group.lines; ++g) {
+      to_units<U>(dlogits + g * area, reinterpret_cast<Unit*>(logits + g * area), group.length, stride);
+    }
+    dlogits_by_key = reinterpret_cast<const Unit*>(logits);
+  }
+  aggregate<U, merge>(lines(call.key), dlogits_by_key, view_lines<E>(call.grad_query, pass.axis, group), nullptr,
+                      key_channels, group, contiguous, scratch);
+  for (int64_t g = 0; g < group.lines; ++g) {
+    transpose_square(dlogits + g * area, stride);
+    to_units<U>(dlogits + g * area, reinterpret_cast<Unit*>(dlogits + g * area), group.length, stride);
+  }
+  aggregate<U, merge>(lines(call.query), reinterpret_cast<const Unit*>(dlogits),
+                      view_lines<E>(call.grad_key, pass.axis, group), nullptr, key_channels, group, contiguous, scratch);
+}
+
+// ---------------------------------------------------------------------------------------------- calls
+
+template <class U, class E>
+struct Kernel {
+  using Sum = typename U::Sum;
+
+  static Passes passes_of(const CrissCrossShape& shape, bool first) { return make_passes(shape, first, kLanes<Sum>); }
+  static bool is_empty(const CrissCrossShape& s) { return s.batch == 0 || s.frames == 0 || s.rows == 0 || s.columns == 0; }
+  static bool is_first(const CrissCrossForward& call) {
+    for (const MapView* map : {&call.query, &call.key, &call.value, &call.output}) {
+      if (!channels_first(call.shape, *map)) return false;
+    }
+    return true;
+  }
+  static bool is_first(const CrissCrossBackward& call) {
+    for (const MapView* map : {&call.query, &call.key, &call.value, &call.output, &call.grad_output, &call.grad_query,
+                               &call.grad_key, &call.grad_value}) {
+      if (!channels_first(call.shape, *map)) return false;
+    }
+    return true;
+  }
+  static size_t delta_size(const CrissCrossShape& s) {
+    return size_t(round_up(s.batch * s.frames * s.rows * s.columns * int64_t(sizeof(Sum)), 64));
+  }
+
+  static size_t workspace(const CrissCrossForward& call, int threads) {
+    if (is_empty(call.shape)) return 0;
+    return size_t(threads) * scratch_size<U>(passes_of(call.shape, is_first(call)), 1);
+  }
+  static size_t workspace(const CrissCrossBackward& call, int threads) {
+    if (is_empty(call.shape)) return 0;
+    return delta_size(call.shape) + size_t(threads) * scratch_size<U>(passes_of(call.shape, is_first(call)), 2);
+  }
+
+  static void run_forward(const CrissCrossForward& call, int threads, void* workspace, ParallelFor parallel_for) {
+    if (is_empty(call.shape)) return;
+    const Passes passes = passes_of(call.shape, is_first(call));
+    const size_t size = scratch_size<U>(passes, 1);
+    for (int i = 0; i < passes.count; ++i) {
+      const Pass& pass = passes.items[i];
+      run(pass.groups(), threads, parallel_for, [&](int64_t index, int64_t worker) {
+        forward_group<U, E>(call, pass, passes.first, index, static_cast<char*>(workspace) + size_t(worker) * size);
+      });
+    }
+  }
+  static void run_backward(const CrissCrossBackward& call, int threads, void* workspace, ParallelFor parallel_for) {
+    if (is_empty(call.shape)) return;
+    const Passes passes = passes_of(call.shape, is_first(call));
+    const size_t size = scratch_size<U>(passes, 2);
+    Sum* delta = static_cast<Sum*>(workspace);
+    char* memory = static_cast<char*>(workspace) + delta_size(call.shape);
+    run(call.shape.batch * call.shape.frames * call.shape.rows, threads, parallel_for,
+        [&](int64_t index, int64_t) { delta_row<E>(call, passes.first, index, delta); });
+    for (int i = 0; i < passes.count; ++i) {
+      const Pass& pass = passes.items[i];
+      run(pass.groups(), threads, parallel_for, [&](int64_t index, int64_t worker) {
+        char* scratch = memory + size_t(worker) * size;
+        if (pass.axis == Axis::row) {
+          backward_group<U, Merge::write, E>(call, delta, pass, passes.first, index, scratch);
+        } else {
+          backward_group<U, Merge::add, E>(call, delta, pass, passes.first, index, scratch);
+        }
+      });
+    }
+  }
+};
+
+#if defined(__AVX512BF16__)
+using BFloat16Unit = BFloat16Pair;
+#else
+using BFloat16Unit = FloatUnit;
+#endif
+
+template <class Function>
+auto for_dtype(gingham::DType dtype, const Function& function) {
+  switch (dtype) {
+    case gingham::DType::float64: return function(Kernel<DoubleUnit, double>());
+    case gingham::DType::float16: return function(Kernel<FloatUnit, Half>());
+    case gingham::DType::bfloat16: return function(Kernel<BFloat16Unit, BFloat16>());
+    default: return function(Kernel<FloatUnit, float>());
+  }
+}
+
+}  // namespace
+
+namespace gingham::cpu::GINGHAM_ISA {
+
+size_t forward_workspace(const CrissCrossForward& call, int threads) {
+  return for_dtype(call.dtype, [&](auto kernel) { return kernel.workspace(call, threads); });
+}
+size_t backward_workspace(const CrissCrossBackward& call, int threads) {
+  return for_dtype(call.dtype, [&](auto kernel) { return kernel.workspace(call, threads); });
+}
+void forward(const CrissCrossForward& call, int threads, void* workspace, ParallelFor parallel_for) {
+  for_dtype(call.dtype, [&](auto kernel) { kernel.run_forward(call, threads, workspace, parallel_for); });
+}
+void backward(const CrissCrossBackward& call, int threads, void* workspace, ParallelFor parallel_for) {
+  for_dtype(call.dtype, [&](auto kernel) { kernel.run_backward(call, threads, workspace, parallel_for); });
+}
+
+}  // namespace gingham::cpu::GINGHAM_ISA
