@@ -4,7 +4,7 @@ Papers: Yu et al., Dilated Residual Networks, https://arxiv.org/abs/1705.09914; 
 https://arxiv.org/abs/1612.01105. Networks and pretrained weights come from timm.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         options = dict(options or {})
-        body: nn.Module
+        body: Any
         if name == "small":
             if weights is not None and not _is_file_name(weights):
                 raise CheckpointError(f"backbone small has no pretrained weights named {weights!r}")
@@ -234,12 +234,14 @@ def _network_class(name: str) -> type:
 def _dilate_first_blocks(network: Any) -> None:
     """Give the first block of each stage the dilation of the blocks that follow."""
     for name, stage in network.items():
-        if not name.startswith("layer"):
-            continue
-        dilations = [m.dilation for m in stage[-1].modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
-        for module in stage[0].modules():
-            if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
-                module.dilation = module.padding = dilations[-1]
+        if name.startswith("layer"):
+            *_, dilation = (convolution.dilation for convolution in _spatial_convolutions(stage[-1]))
+            for convolution in _spatial_convolutions(stage[0]):
+                convolution.dilation = convolution.padding = dilation
+
+
+def _spatial_convolutions(block: nn.Module) -> Iterator[nn.Conv2d]:
+    return (module for module in block.modules() if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3))
 
 
 def _pretrained_name(name: str, weights: str) -> str:

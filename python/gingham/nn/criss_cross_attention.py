@@ -24,7 +24,7 @@ class _CrissCross(nn.Module):
             raise ValueError(f"reduction must be at least 1, got {reduction}")
         if channels < reduction:
             raise ValueError(
-                f"channels must be at least reduction={reduction}, so that queries and keys have a channel; got {channels}"
+                f"channels must be at least reduction={reduction}, or queries and keys have no channel; got {channels}"
             )
         self.channels = channels
         self.key_channels = channels // reduction

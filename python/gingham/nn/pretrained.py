@@ -15,7 +15,7 @@ _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 
 
-class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name="gingham", tags=["gingham"]):
+class PretrainedModel(PyTorchModelHubMixin, nn.Module, library_name="gingham", tags=["gingham"]):
     """A module that can be saved with its constructor's arguments and loaded from a folder or a hub repository.
 
     What differs from huggingface_hub's mixin: weights load strictly, errors are one line, and ``backbone_weights`` is
@@ -23,7 +23,8 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name="gingham", t
     """
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        config = {name: value for name, value in (self._hub_mixin_config or {}).items() if name != "backbone_weights"}
+        arguments: Any = self._hub_mixin_config
+        config = {name: value for name, value in arguments.items() if name != "backbone_weights"}
         (save_directory / _CONFIG).write_text(json.dumps(config, sort_keys=True, indent=2) + "\n")
         super()._save_pretrained(save_directory)
 
