@@ -199,7 +199,7 @@ def _timm_network(
     pretrained = weights is not None and not _is_file_name(weights)
     source = _pretrained_name(name, weights) if pretrained and weights is not None else name
     try:
-        network = timm.create_model(
+        network: Any = timm.create_model(
             source, pretrained=pretrained, features_only=True, out_indices=tuple(range(-stages, 0)), **options
         )
     except (TypeError, AssertionError, NotImplementedError) as error:
