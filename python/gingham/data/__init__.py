@@ -1,0 +1,53 @@
+"""Data sets in their published folder layouts, transforms, and the embedded world.
+
+Every segmentation data set yields `SegmentationItem` dictionaries and carries its `LabelSpace`; see
+`gingham.data.segmentation`. Nothing is imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gingham.data.ade20k import ADE20K
+    from gingham.data.check import check_dataset
+    from gingham.data.cityscapes import Cityscapes
+    from gingham.data.labels import IGNORE_INDEX, LabelSpace
+    from gingham.data.segmentation import SegmentationDataset, SegmentationItem
+    from gingham.data.voc import VOCSegmentation
+    from gingham.data.wardrobe import CueScenes
+
+_HOME = {
+    "ADE20K": "ade20k",
+    "check_dataset": "check",
+    "Cityscapes": "cityscapes",
+    "CueScenes": "wardrobe",
+    "IGNORE_INDEX": "labels",
+    "LabelSpace": "labels",
+    "SegmentationDataset": "segmentation",
+    "SegmentationItem": "segmentation",
+    "VOCSegmentation": "voc",
+}
+
+__all__ = [
+    "ADE20K",
+    "IGNORE_INDEX",
+    "Cityscapes",
+    "CueScenes",
+    "LabelSpace",
+    "SegmentationDataset",
+    "SegmentationItem",
+    "VOCSegmentation",
+    "check_dataset",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

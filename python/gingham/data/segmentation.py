@@ -1,0 +1,196 @@
+"""What every segmentation data set is: items, label space, transform; and reading one from pairs of files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import Dataset
+
+from gingham.data.labels import IGNORE_INDEX, Colour, LabelSpace
+from gingham.errors import DataError
+
+
+class SegmentationItem(TypedDict):
+    """One picture with its label.
+
+    `image` is uint8 RGB [3, H, W] (float32 after a normalising transform), `label` int64 [H, W] with ignored pixels 255,
+    `name` unique within its split.
+    """
+
+    image: torch.Tensor
+    label: torch.Tensor
+    name: str
+
+
+Transform = Callable[[SegmentationItem], SegmentationItem]
+
+
+class SegmentationDataset(Dataset[SegmentationItem], ABC):
+    """A sized collection of `SegmentationItem`, with the classes that its labels stand for.
+
+    Args:
+        split: the name of the split.
+        labels: the classes.
+        transform: applied to each item on its way out, see `gingham.data.transforms`.
+    """
+
+    ignore_index = IGNORE_INDEX
+
+    def __init__(self, split: str, labels: LabelSpace, transform: Transform | None = None) -> None:
+        self.split = split
+        self.labels = labels
+        self.transform = transform
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.labels.names
+
+    @property
+    def palette(self) -> tuple[Colour, ...]:
+        return self.labels.palette
+
+    @property
+    def num_classes(self) -> int:
+        return self.labels.num_classes
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, index: int) -> SegmentationItem:
+        """The item as it is stored, before any transform."""
+
+    def __getitem__(self, index: int) -> SegmentationItem:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} out of range for {len(self)} items")
+        item = self.read(index % len(self))
+        return item if self.transform is None else self.transform(item)
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image, the file of its label or None, and the name of the pair."""
+
+    image: Path
+    label: Path | None
+    name: str
+
+
+class FolderSegmentation(SegmentationDataset):
+    """Images and label images found on disk; the data sets of this package differ only in where they look.
+
+    Args:
+        root: the data set's folder.
+        split: the name of the split.
+        labels: the classes and the file values that stand for them.
+        images: every image file with the label file that belongs to it, which need not exist.
+        require_labels: whether an image without its label file is an error; if not, its label is 255 throughout, as
+            suits the unlabelled test splits of the benchmarks.
+        transform: applied to each item.
+
+    Raises:
+        DataError: an image has no label file although labels are required.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        labels: LabelSpace,
+        images: Sequence[ImageFile],
+        *,
+        require_labels: bool,
+        transform: Transform | None,
+    ) -> None:
+        super().__init__(split, labels, transform)
+        self.root = root
+        self.images = [
+            file if file.label is not None and file.label.is_file() else ImageFile(file.image, None, file.name)
+            for file in images
+        ]
+        if require_labels:
+            for found, file in zip(self.images, images, strict=True):
+                if found.label is None:
+                    missing = sum(other.label is None for other in self.images)
+                    more = f" ({missing - 1} more images have none)" if missing > 1 else ""
+                    raise DataError(f"{file.image}: no label file, expected {file.label}{more}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> SegmentationItem:
+        file = self.images[index]
+        image = read_image(file.image)
+        height, width = image.shape[1:]
+        if file.label is None:
+            label = torch.full((height, width), IGNORE_INDEX, dtype=torch.int64)
+        else:
+            values = read_label_values(file.label)
+            if values.shape != (height, width):
+                raise DataError(
+                    f"{file.label}: label is {values.shape[1]}x{values.shape[0]} pixels (width x height), "
+                    f"its image {file.image.name} is {width}x{height}"
+                )
+            label = self.labels.decode(values, file.label)
+        return {"image": image, "label": label, "name": file.name}
+
+
+def read_image(path: Path) -> torch.Tensor:
+    """Read any image file that Pillow knows as RGB, uint8 [3, H, W].
+
+    Raises:
+        DataError: the file is missing, truncated or no image.
+    """
+    with _open(path) as image:
+        pixels = np.array(image.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def read_label_values(path: Path) -> NDArray[np.uint8]:
+    """Read the values of an 8-bit single-channel or palette image, uint8 [H, W].
+
+    Raises:
+        DataError: the file is missing, truncated, no image, or has several channels or more than eight bits.
+    """
+    with _open(path) as image:
+        if image.mode not in ("L", "P"):
+            raise DataError(
+                f"{path}: a label must be an 8-bit image of one channel (grey or palette), this one is of mode {image.mode}"
+            )
+        return np.array(image)
+
+
+def _open(path: Path) -> Image.Image:
+    """Open and decode an image, so that every defect of the file shows here."""
+    try:
+        image = Image.open(path)
+        image.load()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    # Pillow reports a damaged PNG as SyntaxError or ValueError, depending on which chunk is hit.
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read, truncated or not an image; replace the file") from error
+    return image
+
+
+def require_folder(path: Path, contents: str) -> Path:
+    """Return `path` if it is a folder.
+
+    Args:
+        path: the folder.
+        contents: what it should hold, for the error text.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    if not path.is_dir():
+        raise DataError(f"{path}: no such folder, expected {contents}")
+    return path
