@@ -102,7 +102,8 @@ def hard_pixel_labels(
     Raises:
         DataError: a label is neither a class nor `ignore_index`, or the shapes do not fit.
 
-    Source: the official code (CCNet, loss with OHEM). The shrinking has the grid of ``scipy.ndimage.zoom``.
+    Source: the official code (CCNet, loss with OHEM). The shrinking has the grid of ``scipy.ndimage.zoom``, without the
+    zeros that the official call leaves in the last row or column of some sizes.
 
     Example:
         >>> logits = torch.tensor([[[[5.0, 0.0]], [[0.0, 0.0]]]])
