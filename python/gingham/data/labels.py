@@ -96,7 +96,8 @@ class LabelSpace:
 
     def encode(self, label: torch.Tensor) -> NDArray[np.uint8]:
         """Turn class indices [H, W] into the values of a label file [H, W], uint8: the way back from `decode`."""
-        return self._value_of_class[label.numpy()]
+        values: NDArray[np.uint8] = self._value_of_class[label.numpy()]
+        return values
 
 
 def _ranges(values: Iterable[int]) -> str:

@@ -21,8 +21,8 @@ from gingham.errors import DataError
 class SegmentationItem(TypedDict):
     """One picture with its label.
 
-    `image` is uint8 RGB [3, H, W] (float32 after a normalising transform), `label` int64 [H, W] with ignored pixels 255,
-    `name` unique within its split.
+    `image` is uint8 RGB [3, H, W] (float32 after a normalising transform), `label` int64 [H, W] with ignored pixels
+    255, `name` unique within its split.
     """
 
     image: torch.Tensor
@@ -163,7 +163,7 @@ def read_label_values(path: Path) -> NDArray[np.uint8]:
     with _open(path) as image:
         if image.mode not in ("L", "P"):
             raise DataError(
-                f"{path}: a label must be an 8-bit image of one channel (grey or palette), this one is of mode {image.mode}"
+                f"{path}: a label must be an 8-bit image of one channel (grey or palette), got mode {image.mode}"
             )
         return np.array(image)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import as_file, files
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,8 @@ FIRST_VALIDATION_GARMENT = 240
 class Wardrobe:
     """The garments and backgrounds of one split; the arrays are read-only.
 
-    `garments` [10, N, 28, 28] uint8 holds grey values by Fashion-MNIST category, `masks` [10, N, 28, 28] bool what of an
-    image is garment, `photographs` [P, 192, 256, 3] uint8 the backgrounds.
+    `garments` [10, N, 28, 28] uint8 holds grey values by Fashion-MNIST category, `masks` [10, N, 28, 28] bool what of
+    an image is garment, `photographs` [P, 192, 256, 3] uint8 the backgrounds.
     """
 
     garments: NDArray[np.uint8]
@@ -30,7 +31,7 @@ class Wardrobe:
 
 
 @cache
-def _asset() -> dict[str, NDArray[np.uint8]]:
+def _asset() -> dict[str, NDArray[Any]]:
     with (
         as_file(files("gingham.data") / "assets" / "wardrobe.npz") as path,
         np.load(path, allow_pickle=False) as archive,
@@ -78,7 +79,7 @@ def load_wardrobe(split: str) -> Wardrobe:
 
 def notices() -> str:
     """The licence notices of the garments and photographs."""
-    return _asset()["notices"].tobytes().decode()
+    return bytes(_asset()["notices"]).decode()
 
 
 def split_number(split: str) -> int:
@@ -93,5 +94,5 @@ def split_number(split: str) -> int:
 
 
 def sample_generator(split: str, index: int) -> np.random.Generator:
-    """The random generator of one sample: it depends on the split and the index alone, never on what was made before."""
+    """The random generator of a sample, which depends on its split and index alone, never on what was made before."""
     return np.random.default_rng([split_number(split), index])

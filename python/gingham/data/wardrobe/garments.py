@@ -62,7 +62,7 @@ def cut_garment(wardrobe: Wardrobe, category: Category, position: int, side: int
     height, width = (max(1, round(length * scale)) for length in mask.shape)
     return Garment(
         grey=_resize(grey, height, width).astype(np.float32),
-        alpha=_resize(mask.astype(np.uint8) * 255, height, width).astype(np.float32) / 255,
+        alpha=_resize(mask.astype(np.uint8) * 255, height, width).astype(np.float32) / np.float32(255),
     )
 
 

@@ -1,0 +1,221 @@
+"""Augmentation and normalisation of segmentation items, on top of torchvision.transforms.v2.
+
+All randomness comes from torch's generator, so that a run resumed with its state sees the same pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from gingham.data.labels import IGNORE_INDEX
+from gingham.data.segmentation import SegmentationItem
+
+Pair = tuple[int, int]
+
+
+class Normalize(v2.Transform):
+    """Turn a uint8 RGB image [3, H, W] into float32: channels in the given order, minus `mean`, divided by `std`.
+
+    Args:
+        mean: of each channel, on the scale 0 to 255, in the order of `channels`.
+        std: likewise.
+        channels: the order in which the network wants the channels.
+
+    Example:
+        >>> normalize = Normalize((1.0, 2.0, 3.0), channels="BGR")
+        >>> normalize(tv_tensors.Image(torch.tensor([10, 20, 30], dtype=torch.uint8).view(3, 1, 1))).flatten().tolist()
+        [29.0, 18.0, 7.0]
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float] = (1.0, 1.0, 1.0),
+        *,
+        channels: Literal["RGB", "BGR"] = "RGB",
+    ) -> None:
+        super().__init__()
+        if len(mean) != 3 or len(std) != 3:
+            raise ValueError(f"mean and std must have three entries, got {len(mean)} and {len(std)}")
+        if channels not in ("RGB", "BGR"):
+            raise ValueError(f"channels must be 'RGB' or 'BGR', got {channels!r}")
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.channels = channels
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not isinstance(inpt, tv_tensors.Image):
+            return inpt
+        image = inpt.as_subclass(torch.Tensor)
+        if self.channels == "BGR":
+            image = image.flip(-3)
+        mean, std = (torch.tensor(value, dtype=torch.float32).view(3, 1, 1) for value in (self.mean, self.std))
+        return tv_tensors.Image((image.to(torch.float32) - mean) / std)
+
+
+def imagenet_normalize() -> Normalize:
+    """RGB by ImageNet's mean and standard deviation, as the weights of timm and torchvision expect."""
+    return Normalize((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+
+
+def bgr_mean_normalize() -> Normalize:
+    """BGR minus the mean, not divided: CCNet's official code and the weights converted from it."""
+    return Normalize((104.00698793, 116.66876762, 122.67891434), channels="BGR")
+
+
+class RandomScale(v2.Transform):
+    """Resize by a random factor, the image bilinearly (antialiased), the label to the nearest pixel.
+
+    For a random short side instead, take `torchvision.transforms.v2.RandomShortestSize`.
+
+    Args:
+        low: the smallest factor, above 0.
+        high: the largest.
+        step: draw from low, low + step, ... up to high, all equally likely; without it from the whole range.
+    """
+
+    def __init__(self, low: float, high: float, step: float | None = None) -> None:
+        super().__init__()
+        if not 0 < low <= high:
+            raise ValueError(f"scale factors must satisfy 0 < low <= high, got {low} and {high}")
+        if step is not None and step <= 0:
+            raise ValueError(f"step must be above 0, got {step}")
+        self.low = low
+        self.high = high
+        self.step = step
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        if self.step is None:
+            factor = self.low + (self.high - self.low) * torch.rand(()).item()
+        else:
+            # The last factor counts although the division may come out a hair below a whole number.
+            count = int((self.high - self.low) / self.step + 1e-6) + 1
+            factor = self.low + self.step * int(torch.randint(count, ()))
+        height, width = v2.query_size(flat_inputs)
+        return {"size": [max(1, round(height * factor)), max(1, round(width * factor))]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return F.resize(inpt, params["size"])
+
+
+#: The factors 0.7, 0.8, ... 2.1 of CCNet's official code for Cityscapes.
+CITYSCAPES_SCALE = RandomScale(0.7, 2.1, 0.1)
+
+
+class RandomCropWithin(v2.Transform):
+    """Cut a random window of at most `size` (rows, columns) out; what is smaller stays, see `PadTo`."""
+
+    def __init__(self, size: Pair) -> None:
+        super().__init__()
+        self.size = size
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = v2.query_size(flat_inputs)
+        rows, columns = min(self.size[0], height), min(self.size[1], width)
+        top = int(torch.randint(height - rows + 1, ()))
+        left = int(torch.randint(width - columns + 1, ()))
+        return {"top": top, "left": left, "height": rows, "width": columns}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return F.crop(inpt, **params)
+
+
+class PadTo(v2.Transform):
+    """Pad at the bottom and on the right up to `size` (rows, columns): images with 0, labels with the ignore index."""
+
+    def __init__(self, size: Pair) -> None:
+        super().__init__()
+        self.size = size
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = v2.query_size(flat_inputs)
+        return {"padding": [0, 0, max(0, self.size[1] - width), max(0, self.size[0] - height)]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        fill = IGNORE_INDEX if isinstance(inpt, tv_tensors.Mask) else 0
+        return F.pad(inpt, params["padding"], fill=fill)
+
+
+class RandomScaleCropFlip:
+    """The training augmentation of CCNet: random scale, horizontal flip and crop, then normalisation and padding.
+
+    Padding comes after normalisation, so that the padded zeros are the mean colour. The defaults are those of CCNet's
+    official code; nothing is done to the colours.
+
+    Args:
+        crop_size: side of the square, or (rows, columns), that every item comes out with.
+        rescale: what resizes the item first; None leaves its size.
+        flip_probability: of the horizontal flip, 0 to 1.
+        normalize: what the network expects.
+
+    Raises:
+        ValueError: an argument outside its range.
+
+    Example:
+        >>> from gingham.data import CueScenes
+        >>> scenes = CueScenes("train", 1, transform=RandomScaleCropFlip((48, 80)))
+        >>> item = scenes[0]
+        >>> item["image"].shape, item["image"].dtype, item["label"].shape
+        (torch.Size([3, 48, 80]), torch.float32, torch.Size([48, 80]))
+    """
+
+    def __init__(
+        self,
+        crop_size: int | Pair,
+        *,
+        rescale: v2.Transform | None = CITYSCAPES_SCALE,
+        flip_probability: float = 0.5,
+        normalize: Normalize | None = None,
+    ) -> None:
+        rows, columns = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
+        if rows < 1 or columns < 1:
+            raise ValueError(f"crop_size must be 1 or above, got {crop_size}")
+        if not 0 <= flip_probability <= 1:
+            raise ValueError(f"flip_probability must be 0 to 1, got {flip_probability}")
+        self.transforms = v2.Compose(
+            [
+                v2.Identity() if rescale is None else rescale,
+                v2.RandomHorizontalFlip(flip_probability),
+                RandomCropWithin((rows, columns)),
+                normalize or imagenet_normalize(),
+                PadTo((rows, columns)),
+            ]
+        )
+
+    def __call__(self, item: SegmentationItem) -> SegmentationItem:
+        return _apply(self.transforms, item)
+
+
+class EvaluationTransform:
+    """Normalise and nothing else: images and labels keep their size.
+
+    Args:
+        normalize: what the network expects.
+
+    Example:
+        >>> from gingham.data import CueScenes
+        >>> CueScenes("val", 1, transform=EvaluationTransform())[0]["image"].dtype
+        torch.float32
+    """
+
+    def __init__(self, *, normalize: Normalize | None = None) -> None:
+        self.normalize = normalize or imagenet_normalize()
+
+    def __call__(self, item: SegmentationItem) -> SegmentationItem:
+        return _apply(self.normalize, item)
+
+
+def _apply(transform: v2.Transform, item: SegmentationItem) -> SegmentationItem:
+    # torchvision tells images from labels by their types. Plain tensors leave, which collate and pickle lightly.
+    image, label = transform(tv_tensors.Image(item["image"]), tv_tensors.Mask(item["label"]))
+    return {
+        "image": image.as_subclass(torch.Tensor).contiguous(),
+        "label": label.as_subclass(torch.Tensor).contiguous(),
+        "name": item["name"],
+    }
