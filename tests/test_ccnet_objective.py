@@ -196,11 +196,10 @@ def test_keeping_all_is_plain_cross_entropy() -> None:
 
 def test_easy_pictures_keep_about_min_kept_pixels() -> None:
     torch.manual_seed(0)
-    labels = (torch.arange(64) // 16).expand(2, 64, 64)
-    smooth = F.interpolate(torch.rand(2, 1, 8, 8), size=(64, 64), mode="bilinear", align_corners=True)
-    logits = F.one_hot(labels, 4).movedim(-1, 1) * (5 + smooth)
+    labels = torch.randint(0, 4, (2, 64, 64))
+    logits = F.one_hot(labels, 4).movedim(-1, 1) * (5 + torch.rand(2, 1, 64, 64))
     kept = (hard_pixel_labels(logits, labels, HardPixels(0.7, 2000)) != 255).sum()
-    assert 1000 <= kept <= 4000  # the threshold is found on a coarse map
+    assert 1500 <= kept <= 2500  # the threshold is found on a coarse map
 
 
 def test_ignored_pixels_are_never_kept() -> None:
