@@ -138,11 +138,21 @@ def test_loading_another_shape_is_refused_in_one_line(tmp_path: Path) -> None:
         CCNet.from_pretrained(tmp_path)
 
 
+def test_missing_folder_or_repository_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in ("no/such/folder", "gingham-tests/no-such-repository"):
+        with pytest.raises(
+            CheckpointError, match=rf"{name}: neither a folder nor a repository at hand \(.+\)"
+        ) as caught:
+            CCNet.from_pretrained(name)
+        assert "\n" not in str(caught.value)
+
+
 def test_truncated_weights_are_refused_in_one_line(tmp_path: Path) -> None:
     small().save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="model.safetensors: not a readable checkpoint") as caught:
+    with pytest.raises(CheckpointError, match=r"model.safetensors: not a readable checkpoint") as caught:
         CCNet.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -154,7 +164,7 @@ def test_models_are_made_by_name() -> None:
 
 
 def test_wrong_names_and_options_list_the_valid_ones() -> None:
-    with pytest.raises(ModelError, match="unknown model 'ccnett'; valid are .*ccnet"):
+    with pytest.raises(ModelError, match=r"unknown model 'ccnett'; valid are .*ccnet"):
         create_model("ccnett")
     with pytest.raises(
         ModelError, match=r"ccnet has no option 'loop' \(did you mean loops\?\); valid are backbone, num_c"

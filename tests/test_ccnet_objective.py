@@ -265,7 +265,7 @@ def test_wrong_shapes_and_dtypes_are_named() -> None:
     output = SegmentationOutput(torch.zeros(2, 3, 4, 4), None, torch.zeros(2, 8, 4, 4))
     with pytest.raises(DataError, match=r"got \[2, 3, 4, 4\] and \[1, 8, 8\]"):
         segmentation_loss(output, torch.zeros(1, 8, 8, dtype=torch.int64))
-    with pytest.raises(DataError, match="labels must be int64, got torch.uint8"):
+    with pytest.raises(DataError, match=r"labels must be int64, got torch.uint8"):
         segmentation_loss(output, torch.zeros(2, 8, 8, dtype=torch.uint8))
     with pytest.raises(DataError, match="sizes differ"):
         hard_pixel_labels(torch.zeros(2, 3, 4, 4), torch.zeros(2, 8, 8, dtype=torch.int64))

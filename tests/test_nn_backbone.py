@@ -136,7 +136,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 
 
 def test_missing_weights_are_named() -> None:
-    with pytest.raises(CheckpointError, match="nowhere.pth: no such checkpoint file"):
+    with pytest.raises(CheckpointError, match=r"nowhere.pth: no such checkpoint file"):
         Backbone("resnet18", weights="nowhere.pth")
     with pytest.raises(CheckpointError, match="has no weights 'a9_in9k': no such file, and timm's tags are a1_in1k"):
         Backbone("resnet18", weights="a9_in9k")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import nn
 
 from gingham.errors import CheckpointError
@@ -29,6 +30,25 @@ class PretrainedModel(PyTorchModelHubMixin, nn.Module, library_name="gingham", t
         super()._save_pretrained(save_directory)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """Load a model that `save_pretrained` wrote, in evaluation mode.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or a repository on the hub ("owner/name").
+            options: arguments of the model that take the place of saved ones, and those of the hub's client
+                (``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``).
+
+        Raises:
+            CheckpointError: neither a folder nor a repository that can be reached, or weights that do not fit.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **options)
+        except (OSError, HfHubHTTPError, HFValidationError) as error:
+            reason = str(error).strip().split("\n")[0]
+            name = pretrained_model_name_or_path
+            raise CheckpointError(f"{name}: neither a folder nor a repository at hand ({reason})") from error
+
+    @classmethod
     def _from_pretrained(
         cls,
         *,
@@ -45,24 +65,20 @@ class PretrainedModel(PyTorchModelHubMixin, nn.Module, library_name="gingham", t
                 raise CheckpointError(f"{model_id}: no {_CONFIG} in this folder; save_pretrained writes one")
             weights = Path(model_id) / _WEIGHTS
         else:
-            try:
-                weights = Path(
-                    hf_hub_download(
-                        repo_id=model_id,
-                        filename=_WEIGHTS,
-                        revision=revision,
-                        cache_dir=cache_dir,
-                        force_download=force_download,
-                        local_files_only=local_files_only,
-                        token=token,
-                    )
+            weights = Path(
+                hf_hub_download(
+                    repo_id=model_id,
+                    filename=_WEIGHTS,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
                 )
-            except Exception as error:  # network, permission and name errors alike
-                reason = str(error).strip().split("\n")[0]
-                raise CheckpointError(f"{model_id}: neither a folder nor a repository at hand ({reason})") from error
+            )
         unknown = sorted(options.keys() - inspect.signature(cls).parameters.keys())
         if unknown:
-            raise CheckpointError(f"{model_id}: {_CONFIG} has options that {cls.__name__} does not know: {unknown}")
+            raise CheckpointError(f"{cls.__name__} has no option {', '.join(unknown)}")
         model = cls(**options)
         load_state_dict(model, read_state_dict(weights), source=str(weights))
         return model.eval()
