@@ -40,7 +40,8 @@ def test_same_torch_state_gives_the_same_item() -> None:
     again = [scenes[index] for index in range(4)]
     other = [scenes[index] for index in range(4)]
     assert all(
-        torch.equal(a["image"], b["image"]) and torch.equal(a["label"], b["label"]) for a, b in zip(first, again)
+        torch.equal(a["image"], b["image"]) and torch.equal(a["label"], b["label"])
+        for a, b in zip(first, again, strict=True)
     )
     assert not all(torch.equal(a["image"], b["image"]) for a, b in zip(first, other, strict=True))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_splits_share_no_garment_and_test_has_its_own_photographs() -> None:
 
 
 def test_unknown_split_is_refused() -> None:
-    with pytest.raises(ValueError, match="^split must be one of train, val, test, got 'training'$"):
+    with pytest.raises(ValueError, match=r"^split must be one of train, val, test, got 'training'$"):
         CueScenes("training", 1)
 
 
@@ -163,7 +164,7 @@ def test_size_and_number_of_garments(size: int, garments: int) -> None:
         ({"length": 1, "garments": 2}, "garments must be 3 to 10, got 2"),
     ],
 )
-def test_wrong_arguments_are_named(arguments: dict[str, int], text: str) -> None:
+def test_wrong_arguments_are_named(arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=f"^{text}$"):
         CueScenes("train", **arguments)
 
@@ -208,7 +209,7 @@ def test_without_the_cue_the_class_is_undecidable() -> None:
 
 
 def test_the_two_classes_are_equally_frequent_whatever_else_is_in_the_scene(scenes: list[CueScene]) -> None:
-    """Nothing that can be counted in a scene tells the cue: its place, the trousers' number and area, what is beside."""
+    """Nothing that can be counted in a scene tells the cue: its place, the number of trousers, what lies beside."""
     with_bag = np.array([scene.instances[0].category == BAG for scene in scenes], float)
     assert abs(with_bag.mean() - 0.5) < 3 * 0.5 / np.sqrt(len(scenes))
 

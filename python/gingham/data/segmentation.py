@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -73,6 +73,9 @@ class SegmentationDataset(Dataset[SegmentationItem], ABC):
             raise IndexError(f"index {index} out of range for {len(self)} items")
         item = self.read(index % len(self))
         return item if self.transform is None else self.transform(item)
+
+    def __iter__(self) -> Iterator[SegmentationItem]:
+        return (self[index] for index in range(len(self)))
 
 
 @dataclass(frozen=True)
