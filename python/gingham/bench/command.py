@@ -1,0 +1,197 @@
+"""The `gingham bench` command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from gingham.bench import OPERATORS
+from gingham.bench.definition import CannotRun, Case, Level, Operator, load_operator
+from gingham.bench.machine import describe, measure_yardstick
+from gingham.bench.measure import LAYOUTS, Budget, Expectations, Setting, measure_row
+from gingham.bench.memory import measure_memory
+from gingham.bench.plot import draw_ratios
+from gingham.bench.results import Report, to_json
+from gingham.bench.table import markdown, split_at_markers, text, write_between_markers
+from gingham.errors import GinghamError
+
+BUDGETS = {
+    Level.QUICK: Budget(seconds=1.0, rounds=15, longest_call=1.0),
+    Level.DEFAULT: Budget(seconds=3.0, rounds=50, longest_call=30.0),
+    Level.FULL: Budget(seconds=6.0, rounds=100, longest_call=30.0),
+}
+_QUICK_SECONDS = 28.0  # no new row is begun later than this, so that a quick run ends within a minute
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gingham bench",
+        description="Time Gingham's operators against what you would use instead, on this machine.",
+    )
+    parser.add_argument("operators", nargs="*", metavar="operator", help=f"which ones (default: all of {OPERATORS})")
+    level = parser.add_mutually_exclusive_group()
+    level.add_argument("--quick", action="store_true", help="one paper size and one tiny one, in less than a minute")
+    level.add_argument("--full", action="store_true", help="every size, layout and thread count; takes an hour or so")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--dtype", default="float32,bfloat16", help=f"some of {','.join(_DTYPES)} (default: %(default)s)"
+    )
+    parser.add_argument("--threads", help="thread counts, such as 1,2 (default: 1 and all; 1 with --quick)")
+    parser.add_argument("--layout", help=f"some of {','.join(LAYOUTS)} (default: both; the first with --quick)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured, samples included")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios (PNG, SVG or PDF)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the tables between the page's bench markers")
+    parser.add_argument("--list", action="store_true", help="print the operators and stop")
+    return parser
+
+
+def _words(option: str, given: str, known: Sequence[str]) -> list[str]:
+    words = [word.strip() for word in given.split(",")]
+    for word in words:
+        if word not in known:
+            raise GinghamError(f"{option}: expected some of {', '.join(known)}; got {word!r}")
+    return words
+
+
+def _thread_counts(given: str | None, level: Level, device: torch.device) -> list[int]:
+    if given is None:
+        return [1] if level is Level.QUICK or device.type == "cuda" else sorted({1, torch.get_num_threads()})
+    try:
+        counts = [int(word) for word in given.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1 or max(counts) > 4 * (os.cpu_count() or 1):
+        raise GinghamError(
+            f"--threads: expected counts from 1 to {4 * (os.cpu_count() or 1)}, such as 1,2; got {given!r}"
+        )
+    return counts
+
+
+def plan(
+    operator: Operator,
+    level: Level,
+    device: torch.device,
+    dtypes: Sequence[str],
+    layouts: Sequence[str],
+    threads: Sequence[int],
+) -> Iterator[tuple[Case, Setting]]:
+    """The rows of a run: headline cases (with FULL, all) in every setting, others in the first layout and count."""
+    for case in operator.cases:
+        if case.level > level:
+            continue
+        everything = case.headline or level is Level.FULL
+        for count in threads if everything else threads[:1]:
+            for layout in layouts if everything else layouts[:1]:
+                for dtype in dtypes:
+                    for direction in case.passes:
+                        yield case, Setting(getattr(torch, dtype), layout, count, direction, device)
+
+
+def measure_operator(
+    operator: Operator,
+    rows: Sequence[tuple[Case, Setting]],
+    level: Level,
+    budget: Budget,
+    *,
+    seconds: float | None = None,
+) -> Report:
+    """Measure the rows of a plan; with `seconds`, begin no row after that time and say how many were left out."""
+    device = rows[0][1].device
+    report = Report(
+        operator=operator.name,
+        inputs=operator.inputs,
+        machine=describe(device),
+        seed=secrets.randbelow(2**31),
+        peers=tuple(peer.name for peer in operator.peers),
+    )
+    expectations = Expectations(operator, report.seed)
+    began = time.monotonic()
+    for number, (case, setting) in enumerate(rows):
+        if seconds is not None and time.monotonic() - began > seconds:
+            report.notes.append(f"{len(rows) - number} rows were left out, the time of a quick run being over")
+            break
+        how = f"{setting.dtype_name}, {setting.layout}, threads={setting.threads}, {setting.direction.value}"
+        _progress(f"{operator.name} {number + 1}/{len(rows)}: {case.label}, {how}")
+        before = torch.get_num_threads()
+        torch.set_num_threads(setting.threads)
+        try:
+            key = (setting.dtype_name, setting.threads)
+            if key not in {(stick.dtype, stick.threads) for stick in report.yardsticks}:
+                report.yardsticks.append(measure_yardstick(setting.dtype, setting.threads, device))
+            yardstick = next(stick for stick in report.yardsticks if (stick.dtype, stick.threads) == key)
+            report.rows.append(measure_row(operator, case, setting, budget, yardstick, expectations))
+        finally:
+            torch.set_num_threads(before)
+    for case, setting in rows:
+        if not case.measure_memory or setting.direction is not case.passes[0] or setting.threads != rows[0][1].threads:
+            continue
+        if level is Level.QUICK and report.memory:
+            break
+        _progress(f"{operator.name}: memory of {case.label}, {setting.dtype_name}, {setting.layout}")
+        try:
+            report.memory += measure_memory(operator, case, setting, level)
+        except CannotRun as reason:
+            report.notes.append(str(reason))
+            break
+    _progress("")
+    return report
+
+
+def _progress(message: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{message}", end="", file=sys.stderr, flush=True)
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.list:
+        print("\n".join(OPERATORS))
+        return
+    level = Level.QUICK if options.quick else Level.FULL if options.full else Level.DEFAULT
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise GinghamError("--device cuda: torch finds no CUDA device here; leave the option out to measure on the CPU")
+    dtypes = _words("--dtype", options.dtype, _DTYPES)
+    names = tuple(LAYOUTS)
+    layouts = (
+        _words("--layout", options.layout, names) if options.layout else names[: 1 if level is Level.QUICK else None]
+    )
+    threads = _thread_counts(options.threads, level, device)
+    for name in options.operators:
+        if name not in OPERATORS:
+            raise GinghamError(f"operator: expected some of {', '.join(OPERATORS)}; got {name!r}")
+    if options.markdown:
+        split_at_markers(options.markdown)  # an unfit page is reported before the measuring, not after
+
+    reports = []
+    for name in options.operators or OPERATORS:
+        operator = load_operator(name)
+        rows = list(plan(operator, level, device, dtypes, list(layouts), threads))
+        seconds = _QUICK_SECONDS if level is Level.QUICK else None
+        reports.append(measure_operator(operator, rows, level, BUDGETS[level], seconds=seconds))
+        print(text(reports[-1]), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps([to_json(report) for report in reports], indent=1) + "\n")
+    if options.markdown:
+        write_between_markers(options.markdown, "\n\n".join(markdown(report) for report in reports))
+    if options.plot:
+        draw_ratios(reports, options.plot)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Parse the arguments, measure, print and write; 0, or 2 after a one-line error."""
+    options = _parser().parse_args(arguments)
+    try:
+        _run(options)
+    except (GinghamError, OSError) as error:
+        print(f"gingham bench: error: {error}", file=sys.stderr)
+        return 2
+    return 0
