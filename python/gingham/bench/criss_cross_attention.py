@@ -88,11 +88,11 @@ def _flex_attention(case: Case, device: torch.device) -> Function:
     height, width = case.options["size"]
     positions = height * width
 
-    def on_cross(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        same_row = query // width == key // width
-        return same_row | (query % width == key % width)
+    def reaches(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        on_cross: Tensor = (query // width == key // width) | (query % width == key % width)
+        return on_cross
 
-    mask = create_block_mask(on_cross, None, None, positions, positions, device=str(device))
+    mask = create_block_mask(reaches, None, None, positions, positions, device=str(device))
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
