@@ -181,6 +181,12 @@ void run(int64_t count, int threads, ParallelFor parallel_for, const Task& task)
 // ---------------------------------------------------------------------------------------------- steps of a pass
 
 // squares[line][j][i] = sum over channels of left[c, j] * right[c, i].
+template <class E>
+LineView<E> from_channel(LineView<E> view, int64_t channel) {
+  view.data += channel * view.channel_stride;
+  return view;
+}
+
 template <class U, class E>
 void correlate(LineView<const E> left, LineView<const E> right, int64_t channels, const LineGroup& group,
                Contiguous contiguous, const Scratch<U>& scratch, typename U::Sum* squares) {
@@ -190,16 +196,17 @@ void correlate(LineView<const E> left, LineView<const E> right, int64_t channels
   Unit* right_panels = reinterpret_cast<Unit*>(scratch.panels[1]);
   for (int64_t c = 0; c < channels; c += chunk) {
     const int64_t count = smaller(chunk, channels - c), rows = panel_rows<U, PairAxis::channel>(count);
-    const LineView<const E> left_part{left.data + c * left.channel_stride, left.channel_stride, left.line_stride,
-                                      left.position_stride};
-    const LineView<const E> right_part{right.data + c * right.channel_stride, right.channel_stride,
-                                       right.line_stride, right.position_stride};
-    pack<U, PairAxis::channel>(left_panels, left_part, count, group.lines, group.length, contiguous);
-    pack<U, PairAxis::channel>(right_panels, right_part, count, group.lines, group.length, contiguous);
+    pack<U, PairAxis::channel>(left_panels, from_channel(left, c), count, group.lines, group.length, contiguous);
+    pack<U, PairAxis::channel>(right_panels, from_channel(right, c), count, group.lines, group.length, contiguous);
+    const int64_t next = c + count, next_count = smaller(chunk, channels - next);
+    Prefetcher prefetcher;
+    prefetch_lines(prefetcher, from_channel(left, next), next_count, group, contiguous);
+    prefetch_lines(prefetcher, from_channel(right, next), next_count, group, contiguous);
+    prefetcher.spread(group.lines * Stripes<U>(group.length).prefetches(group.length, rows));
     for (int64_t g = 0; g < group.lines; ++g) {
       multiply<U>(group.length, group.length, rows, {left_panels + g * rows * stride, 1, stride},
                   right_panels + g * rows * stride, stride, squares + g * stride * stride, stride, c > 0,
-                  scratch.column);
+                  scratch.column, prefetcher);
     }
   }
 }
@@ -215,17 +222,18 @@ void aggregate(LineView<const E> source, const typename U::Unit* operand, LineVi
   Unit* source_panels = reinterpret_cast<Unit*>(scratch.panels[0]);
   for (int64_t c = 0; c < channels; c += scratch.chunk) {
     const int64_t count = smaller(scratch.chunk, channels - c);
-    const LineView<const E> source_part{source.data + c * source.channel_stride, source.channel_stride,
-                                        source.line_stride, source.position_stride};
-    const LineView<E> target_part{target.data + c * target.channel_stride, target.channel_stride, target.line_stride,
-                                  target.position_stride};
-    pack<U, PairAxis::position>(source_panels, source_part, count, group.lines, group.length, contiguous);
+    pack<U, PairAxis::position>(source_panels, from_channel(source, c), count, group.lines, group.length, contiguous);
+    const int64_t next = c + count, next_count = smaller(scratch.chunk, channels - next);
+    Prefetcher prefetcher;
+    prefetch_lines(prefetcher, from_channel(target, c), count, group, contiguous);
+    prefetch_lines(prefetcher, from_channel(source, next), next_count, group, contiguous);
+    prefetcher.spread(group.lines * Stripes<U>(group.length).prefetches(count, steps));
     for (int64_t g = 0; g < group.lines; ++g) {
       multiply<U>(count, group.length, steps, {source_panels + g * count * source_stride, source_stride, 1},
                   operand + g * stride * stride, stride, scratch.panels[1] + g * count * stride, stride, false,
-                  scratch.column);
+                  scratch.column, prefetcher);
     }
-    unpack<merge>(scratch.panels[1], weights, target_part, count, group.lines, group.length, contiguous);
+    unpack<merge>(scratch.panels[1], weights, from_channel(target, c), count, group.lines, group.length, contiguous);
   }
 }
 

@@ -9,6 +9,7 @@
 
 #include "gingham/core.h"
 #include "panel_gemm.h"
+#include "prefetch.h"
 #include "simd.h"
 
 namespace {
@@ -151,6 +152,22 @@ inline void pack(typename U::Unit* panels, LineView<const E> view, int64_t chann
         for (int64_t i = 0; i < valid; ++i) store(panels + (g * rows + r + i) * stride + u, block[i]);
       }
     }
+  }
+}
+
+// Adds `channels` channels of a group of lines to what is to be prefetched.
+template <class E>
+inline void prefetch_lines(Prefetcher& prefetcher, LineView<E> view, int64_t channels, const LineGroup& group,
+                           Contiguous contiguous) {
+  constexpr int64_t kSize = sizeof(E);
+  const int64_t channel = view.channel_stride * kSize, line = view.line_stride * kSize;
+  const int64_t position = view.position_stride * kSize;
+  if (contiguous == Contiguous::line) {
+    prefetcher.add(view.data, channels, group.length, channel, position, group.lines * kSize);
+  } else if (contiguous == Contiguous::position) {
+    prefetcher.add(view.data, channels, group.lines, channel, line, group.length * kSize);
+  } else {
+    prefetcher.add(view.data, group.lines, group.length, line, position, channels * kSize);
   }
 }
 

@@ -6,6 +6,7 @@
 // The register block is MR x NV vectors of C. What it needs of B per k stays in L1, A is read once per block.
 #pragma once
 
+#include "prefetch.h"
 #include "simd.h"
 
 namespace {
@@ -40,6 +41,8 @@ constexpr int block_rows(int vectors) {
 }
 constexpr int kMostVectors = kRegisters == 32 ? 4 : 3;
 
+constexpr int64_t kStepsBetweenPrefetches = 16;
+
 template <class U>
 struct Panel {
   const typename U::Unit* data;
@@ -49,7 +52,7 @@ struct Panel {
 
 template <class U, int MR, int NV>
 inline void multiply_block(Panel<U> a, const typename U::Unit* b, int64_t b_stride, typename U::Sum* c,
-                           int64_t c_stride, int64_t count, bool accumulate) {
+                           int64_t c_stride, int64_t count, bool accumulate, Prefetcher& prefetcher) {
   using Sum = typename U::Sum;
   using Unit = typename U::Unit;
   constexpr int kN = kLanes<Sum>;
@@ -60,18 +63,22 @@ inline void multiply_block(Panel<U> a, const typename U::Unit* b, int64_t b_stri
     for (int v = 0; v < NV; ++v) sums[m][v] = accumulate ? load(c + m * c_stride + v * kN) : Vector<Sum>{};
   }
   const Unit* a_data = a.data;
-  for (int64_t k = 0; k < count; ++k) {
-    Vector<Unit> b_row[NV];
+  for (int64_t begin = 0; begin < count; begin += kStepsBetweenPrefetches) {
+    const int64_t steps = smaller(kStepsBetweenPrefetches, count - begin);
+    for (int64_t k = 0; k < steps; ++k) {
+      Vector<Unit> b_row[NV];
 #pragma GCC unroll 16
-    for (int v = 0; v < NV; ++v) b_row[v] = load(b + v * kN);
+      for (int v = 0; v < NV; ++v) b_row[v] = load(b + v * kN);
 #pragma GCC unroll 16
-    for (int m = 0; m < MR; ++m) {
-      const Vector<Unit> a_unit = broadcast(a_data[m * a.row_stride]);
+      for (int m = 0; m < MR; ++m) {
+        const Vector<Unit> a_unit = broadcast(a_data[m * a.row_stride]);
 #pragma GCC unroll 16
-      for (int v = 0; v < NV; ++v) sums[m][v] = U::multiply_add(a_unit, b_row[v], sums[m][v]);
+        for (int v = 0; v < NV; ++v) sums[m][v] = U::multiply_add(a_unit, b_row[v], sums[m][v]);
+      }
+      a_data += a.sum_stride;
+      b += b_stride;
     }
-    a_data += a.sum_stride;
-    b += b_stride;
+    prefetcher.step();
   }
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m) {
@@ -82,21 +89,21 @@ inline void multiply_block(Panel<U> a, const typename U::Unit* b, int64_t b_stri
 
 template <class U, int NV, int MR = block_rows(NV)>
 inline void multiply_rows(int rows, Panel<U> a, const typename U::Unit* b, int64_t b_stride, typename U::Sum* c,
-                          int64_t c_stride, int64_t count, bool accumulate) {
+                          int64_t c_stride, int64_t count, bool accumulate, Prefetcher& prefetcher) {
   if constexpr (MR > 0) {
-    if (rows == MR) return multiply_block<U, MR, NV>(a, b, b_stride, c, c_stride, count, accumulate);
-    return multiply_rows<U, NV, MR - 1>(rows, a, b, b_stride, c, c_stride, count, accumulate);
+    if (rows == MR) return multiply_block<U, MR, NV>(a, b, b_stride, c, c_stride, count, accumulate, prefetcher);
+    return multiply_rows<U, NV, MR - 1>(rows, a, b, b_stride, c, c_stride, count, accumulate, prefetcher);
   }
 }
 
 template <class U, int NV>
-inline void multiply_stripe(int64_t rows, Panel<U> a, const typename U::Unit* b, int64_t b_stride,
-                            typename U::Sum* c, int64_t c_stride, int64_t count, bool accumulate) {
+inline void multiply_stripe(int64_t rows, Panel<U> a, const typename U::Unit* b, int64_t b_stride, typename U::Sum* c,
+                            int64_t c_stride, int64_t count, bool accumulate, Prefetcher& prefetcher) {
   const int64_t blocks = (rows + block_rows(NV) - 1) / block_rows(NV);
   for (int64_t block = 0; block < blocks; ++block) {  // blocks of equal height, give or take one row
     const int64_t begin = rows * block / blocks, end = rows * (block + 1) / blocks;
     multiply_rows<U, NV>(int(end - begin), {a.data + begin * a.row_stride, a.row_stride, a.sum_stride}, b, b_stride,
-                         c + begin * c_stride, c_stride, count, accumulate);
+                         c + begin * c_stride, c_stride, count, accumulate, prefetcher);
   }
 }
 
@@ -132,32 +139,47 @@ inline void multiply_column(int64_t rows, Panel<U> a, const typename U::Unit* b,
   }
 }
 
+// How the columns of C are cut into stripes of up to kMostVectors vectors.
+template <class U>
+struct Stripes {
+  static constexpr int kN = kLanes<typename U::Sum>;
+  int64_t vectors, count;
+
+  explicit Stripes(int64_t columns) {
+    // A remainder of one or two columns (97 = 6 * 16 + 1) is cheaper one by one than as a vector that is mostly padding.
+    const int64_t rest = columns % kN;
+    const bool single = columns > kN && rest > 0 && rest <= 2;
+    vectors = single ? columns / kN : (columns + kN - 1) / kN;
+    count = (vectors + kMostVectors - 1) / kMostVectors;
+  }
+  // How often a product of `rows` rows and `steps` steps lets the prefetcher work, at least.
+  int64_t prefetches(int64_t rows, int64_t steps) const {
+    return count * ((rows + block_rows(1) - 1) / block_rows(1)) * larger(1, steps / kStepsBetweenPrefetches);
+  }
+};
+
 // C[rows][columns] (+)= A B. A must have sum_stride 1 or row_stride 1. `column` is scratch for `count` units, padded.
 template <class U>
 inline void multiply(int64_t rows, int64_t columns, int64_t count, Panel<U> a, const typename U::Unit* b,
                      int64_t b_stride, typename U::Sum* c, int64_t c_stride, bool accumulate,
-                     typename U::Unit* column) {
+                     typename U::Unit* column, Prefetcher& prefetcher) {
   constexpr int kN = kLanes<typename U::Sum>;
-  // A remainder of one or two columns (97 = 6 * 16 + 1) is cheaper one by one than as a vector that is mostly padding.
-  const int64_t rest = columns % kN;
-  const bool single = columns > kN && rest > 0 && rest <= 2;
-  const int64_t vectors = single ? columns / kN : (columns + kN - 1) / kN;
-  const int64_t stripes = (vectors + kMostVectors - 1) / kMostVectors;
-  for (int64_t stripe = 0; stripe < stripes; ++stripe) {
-    const int64_t begin = vectors * stripe / stripes, end = vectors * (stripe + 1) / stripes;
-    const auto* b_stripe = b + begin * kN;
-    auto* c_stripe = c + begin * kN;
+  const Stripes<U> stripes(columns);
+  for (int64_t stripe = 0; stripe < stripes.count; ++stripe) {
+    const int64_t begin = stripes.vectors * stripe / stripes.count, end = stripes.vectors * (stripe + 1) / stripes.count;
+    const auto* b_part = b + begin * kN;
+    auto* c_part = c + begin * kN;
     switch (end - begin) {
-      case 1: multiply_stripe<U, 1>(rows, a, b_stripe, b_stride, c_stripe, c_stride, count, accumulate); break;
-      case 2: multiply_stripe<U, 2>(rows, a, b_stripe, b_stride, c_stripe, c_stride, count, accumulate); break;
-      case 3: multiply_stripe<U, 3>(rows, a, b_stripe, b_stride, c_stripe, c_stride, count, accumulate); break;
+      case 1: multiply_stripe<U, 1>(rows, a, b_part, b_stride, c_part, c_stride, count, accumulate, prefetcher); break;
+      case 2: multiply_stripe<U, 2>(rows, a, b_part, b_stride, c_part, c_stride, count, accumulate, prefetcher); break;
+      case 3: multiply_stripe<U, 3>(rows, a, b_part, b_stride, c_part, c_stride, count, accumulate, prefetcher); break;
       default:
         if constexpr (kMostVectors == 4) {
-          multiply_stripe<U, 4>(rows, a, b_stripe, b_stride, c_stripe, c_stride, count, accumulate);
+          multiply_stripe<U, 4>(rows, a, b_part, b_stride, c_part, c_stride, count, accumulate, prefetcher);
         }
     }
   }
-  for (int64_t n = vectors * kN; n < columns; ++n) {
+  for (int64_t n = stripes.vectors * kN; n < columns; ++n) {
     multiply_column<U>(rows, a, b + n, b_stride, c + n, c_stride, count, accumulate, column);
   }
 }
