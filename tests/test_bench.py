@@ -221,6 +221,13 @@ def test_rows_record_what_was_run(measured: Report) -> None:
     assert forward.best_peer in {"sum", "cut off"}
 
 
+def test_busy_machine_is_said(doubling: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (1e3, 1e3, 1e3))
+    rows = list(plan(doubling, Level.QUICK, CPU, ["float32"], ["contiguous"], [1]))
+    report = measure_operator(doubling, rows, Level.QUICK, Budget(0.0, 1, 1.0), seconds=-1.0)
+    assert "the machine was busy when the run began (load average 1000.0 on" in text(report)
+
+
 def test_run_out_of_time_is_said(doubling: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = list(plan(doubling, Level.QUICK, CPU, ["float32"], ["contiguous"], [1]))
     report = measure_operator(doubling, rows, Level.QUICK, Budget(0.0, 1, 1.0), seconds=-1.0)

@@ -15,7 +15,7 @@ import torch
 
 from gingham.bench import OPERATORS
 from gingham.bench.definition import CannotRun, Case, Level, Operator, load_operator
-from gingham.bench.machine import describe, measure_yardstick
+from gingham.bench.machine import describe, load_warning, measure_yardstick
 from gingham.bench.measure import LAYOUTS, Budget, Expectations, Setting, measure_row
 from gingham.bench.memory import measure_memory
 from gingham.bench.plot import draw_ratios
@@ -113,6 +113,9 @@ def measure_operator(
         seed=secrets.randbelow(2**31),
         peers=tuple(peer.name for peer in operator.peers),
     )
+    warning = load_warning()
+    if warning is not None:
+        report.notes.append(warning)
     expectations = Expectations(operator, report.seed)
     began = time.monotonic()
     for number, (case, setting) in enumerate(rows):

@@ -72,6 +72,17 @@ def describe(device: torch.device) -> dict[str, str]:
     return machine
 
 
+def load_warning() -> str | None:
+    """A sentence when other programs keep the processor busy: with them, two threads can be slower than one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load < 0.5 * cores:
+        return None
+    return (
+        f"the machine was busy when the run began (load average {load:.1f} on {cores} cores): do not trust the figures"
+    )
+
+
 def cache_bytes(device: torch.device) -> int:
     """Size of the largest cache that inputs could stay in from one call to the next."""
     if device.type == "cuda":

@@ -24,20 +24,24 @@ def draw_ratios(reports: Sequence[Report], path: Path) -> None:
     rows = [(report, row) for report in reports for row in report.rows if OURS in row.timings]
     if not rows:
         raise GinghamError("--plot: no row has a time of Gingham's operator to compare with")
-    peers = list(dict.fromkeys(peer for report in reports for peer in report.peers if peer != OURS))
+    peers = list(dict.fromkeys(peer for _, row in rows for peer in row.timings if peer != OURS))
     figure = Figure(figsize=(9, 1.2 + 0.16 * len(rows) * (len(peers) + 1)), layout="constrained")
     axes = figure.subplots()
-    thickness = 0.8 / len(peers)
+    thickness = 0.8 / max(1, len(peers))
     for index, peer in enumerate(peers):
-        bars = [(position, row.ratio(peer)) for position, (_, row) in enumerate(rows) if peer in row.timings]
-        if bars:
-            positions = [position + (index - (len(peers) - 1) / 2) * thickness for position, _ in bars]
-            drawn = axes.barh(positions, [ratio or 0.0 for _, ratio in bars], height=thickness, label=peer)
-            axes.bar_label(drawn, fmt="%.3g", fontsize=6, padding=2)
+        bars = [(position, row.ratio(peer) or 1.0) for position, (_, row) in enumerate(rows) if peer in row.timings]
+        positions = [position + (index - (len(peers) - 1) / 2) * thickness for position, _ in bars]
+        ratios = [ratio for _, ratio in bars]
+        # Bars start at 1: to the right gingham is faster, to the left the peer.
+        drawn = axes.barh(positions, [ratio - 1.0 for ratio in ratios], left=1.0, height=thickness, label=peer)
+        axes.bar_label(drawn, [f"{ratio:.3g}" for ratio in ratios], fontsize=6, padding=2)
     labels = [f"{row.case}\n{row.dtype}, {row.layout}, {row.threads} thr., {row.direction}" for _, row in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
     axes.invert_yaxis()
     axes.set_xscale("log")
+    axes.set_xlim(left=min(0.5, axes.get_xlim()[0]), right=max(2.0, 1.3 * axes.get_xlim()[1]))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xlabel("time of the peer / time of gingham")
     axes.set_title(
