@@ -213,7 +213,7 @@ def measure_row(
                     if errors[peer.name] > TOLERANCE[setting.dtype]:
                         raise CannotRun(f"wrong result: deviates by {errors[peer.name]:.1g} of the largest value")
                 del result
-                seconds = min(clock(lambda run=run: run(first), device) for _ in range(2))  # type: ignore[misc]
+                seconds = clock(lambda run=run: run(first), device)  # type: ignore[misc]
                 if seconds > budget.longest_call:
                     raise CannotRun(f"left out: one call takes more than {budget.longest_call:g} s")
             except Exception as error:  # a peer's failure, whatever it is, belongs in the report
