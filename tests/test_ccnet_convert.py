@@ -12,8 +12,8 @@ from gingham.methods.ccnet.network import CCNet
 
 OPTIONS = {"num_classes": 4, "head_channels": 16, "auxiliary_channels": 8}
 OPTIONS |= {"backbone_options": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}}
-OFFICIAL = {"backbone": "resnet50", "deep_stem": True}
-MMSEGMENTATION = {"backbone": "resnet50c", "deep_stem": False, "contract_dilation": True, "activation": "relu"}
+OFFICIAL = {"backbone": "resnet50"}
+MMSEGMENTATION = {"backbone": "resnet50c", "contract_dilation": True, "activation": "relu"}
 
 OFFICIAL_STEM = {"conv1.0": "conv1", "conv1.1": "bn1", "conv1.3": "conv2", "conv1.4": "bn2", "conv1.6": "conv3"}
 OFFICIAL_STEM |= {"bn1": "bn3"}

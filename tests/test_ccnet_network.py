@@ -13,7 +13,7 @@ from gingham.methods.ccnet.network import CCNet, CrissCrossHead
 from gingham.methods.ccnet.objective import segmentation_loss
 from gingham.models import ModelError, create_model, list_models
 
-SMALL = {"backbone": "small", "num_classes": 5, "deep_stem": False, "output_stride": 4, "head_channels": 16}
+SMALL = {"backbone": "small", "num_classes": 5, "output_stride": 4, "head_channels": 16}
 SMALL |= {"auxiliary_channels": 16, "backbone_options": {"widths": [8, 16, 24]}}
 
 

@@ -39,6 +39,16 @@ def test_deep_stem_and_dilations_are_the_papers(resnet101: Backbone) -> None:
         assert {layer.dilation for layer in convolutions} == {(dilation, dilation)}
 
 
+@pytest.mark.parametrize(
+    ("name", "widths"), [("resnet18", [64, 64, 128]), ("resnet18d", [32, 32, 64]), ("mobilenetv2_050", None)]
+)
+def test_deep_stem_of_none_replaces_only_a_plain_one(name: str, widths: list[int] | None) -> None:
+    with torch.device("meta"):
+        body = Backbone(name, deep_stem=None).body
+    if widths is not None:
+        assert [layer.out_channels for layer in body["conv1"] if isinstance(layer, nn.Conv2d)] == widths
+
+
 def test_contracted_dilation_starts_a_stage_with_the_one_before() -> None:
     with torch.device("meta"):
         body = Backbone("resnet50", output_stride=8, contract_dilation=True).body
@@ -97,10 +107,11 @@ def test_small_network_sees_little() -> None:
     ("name", "options", "text"),
     [
         ("resnet999", {}, "unknown backbone 'resnet999'; valid are small and timm's models, such as .*resnet"),
-        ("convnext_atto", {"deep_stem": True}, "is no ResNet and has no deep stem; pass deep_stem=False"),
+        ("convnext_atto", {"deep_stem": True}, "is no ResNet and has no deep stem; leave deep_stem out"),
         ("swin_tiny_patch4_window7_224", {"output_stride": 8}, "cannot be built .*output_stride"),
         ("resnet18", {"output_stride": 5}, "output_stride=5 is not possible"),
         ("resnet18", {"options": {"colour": 1}}, "cannot be built .*colour"),
+        ("small", {"output_stride": 4, "deep_stem": True}, "is no ResNet and has no deep stem; leave deep_stem out"),
         ("small", {"output_stride": 32}, r"reaches output_stride \[2, 4, 8, 16\], not 32"),
     ],
 )

@@ -30,7 +30,7 @@ class Backbone(nn.Module):
         output_stride: pixels of the image per pixel of the last stage, 32, 16 or 8 (small: 8, 4 or 2). Stages beyond
             it keep their size and are dilated instead.
         deep_stem: ResNets only: three 3x3 convolutions (64, 64, 128 channels) in place of the 7x7, and a max-pool with
-            ceil_mode. timm's own deep-stem networks ("resnet101c", "resnet101d") need no such flag.
+            ceil_mode. None: wherever the network has such a 7x7; others, such as "resnet101c", keep their own stem.
         contract_dilation: ResNets only: the first block of a dilated stage keeps the dilation of the stage before
             (timm, mmsegmentation) instead of taking that of its own stage (CCNet, PSPNet).
         weights: None; "timm" for timm's default pretrained weights; a timm tag such as "a1_in1k"; or a safetensors or
@@ -60,7 +60,7 @@ class Backbone(nn.Module):
         *,
         stages: int = 2,
         output_stride: int = 32,
-        deep_stem: bool = False,
+        deep_stem: bool | None = False,
         contract_dilation: bool = False,
         weights: str | None = None,
         options: Mapping[str, Any] | None = None,
@@ -71,6 +71,8 @@ class Backbone(nn.Module):
         if name == "small":
             if weights is not None and not _is_file_name(weights):
                 raise CheckpointError(f"backbone small has no pretrained weights named {weights!r}")
+            if deep_stem:
+                raise BackboneError("backbone 'small' is no ResNet and has no deep stem; leave deep_stem out")
             body = SmallNetwork(output_stride=output_stride, **options)
             self.channels: list[int] = body.channels[-stages:]
             self.strides: list[int] = body.strides[-stages:]
@@ -176,22 +178,25 @@ def _timm_network(
     name: str,
     stages: int,
     output_stride: int,
-    deep_stem: bool,
+    deep_stem: bool | None,
     contract_dilation: bool,
     weights: str | None,
     options: dict[str, Any],
 ) -> Any:
     """timm's feature extractor, changed to the dilations and the stem that are asked for."""
     import timm
-    from timm.models.resnet import ResNet
+    from timm.models import model_entrypoint, resnet
 
-    if not timm.is_model(name.partition(".")[0]):
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
         close = get_close_matches(name, timm.list_models(), n=5)
         like = f", such as {', '.join(close)}" if close else ""
         raise BackboneError(f"unknown backbone {name!r}; valid are small and timm's models{like}")
-    is_resnet = issubclass(_network_class(name), ResNet)
+    is_resnet = model_entrypoint(architecture).__module__ == resnet.__name__
+    if deep_stem is None:
+        deep_stem = is_resnet and _has_plain_stem(architecture)
     if deep_stem and not is_resnet:
-        raise BackboneError(f"backbone {name!r} is no ResNet and has no deep stem; pass deep_stem=False")
+        raise BackboneError(f"backbone {name!r} is no ResNet and has no deep stem; leave deep_stem out")
     if deep_stem:
         options = {"stem_type": "deep", "stem_width": 64, **options}
     if output_stride != 32:  # many networks have the one stride only and do not know the argument
@@ -219,16 +224,11 @@ def _timm_network(
     return network
 
 
-def _network_class(name: str) -> type:
-    """The class behind a timm name: the module that defines an entry point defines its network."""
-    from timm.models import model_entrypoint
-    from timm.models.resnet import ResNet
+def _has_plain_stem(architecture: str) -> bool:
+    import timm
 
-    entry = model_entrypoint(name.partition(".")[0])
-    if entry.__module__ != ResNet.__module__:
-        return nn.Module
     with torch.device("meta"):
-        return type(entry(pretrained=False))
+        return isinstance(timm.create_model(architecture).conv1, nn.Conv2d)
 
 
 def _dilate_first_blocks(network: Any) -> None:

@@ -44,7 +44,7 @@ def load_checkpoint(model: CCNet, path: str | Path, *, inplace_batch_norm: bool 
 
     The default `CCNet` matches the official code, whose images are BGR in [0, 255] minus
     (104.00698793, 116.66876762, 122.67891434). mmsegmentation's R101-D8 is ``CCNet(backbone="resnet101c",
-    deep_stem=False, contract_dilation=True, activation="relu", auxiliary_channels=256)``. A `category_projection` is
+    contract_dilation=True, activation="relu", auxiliary_channels=256)``. A `category_projection` is
     in neither and keeps its values; the auxiliary head is skipped where the model has none.
 
     Args:
@@ -57,7 +57,7 @@ def load_checkpoint(model: CCNet, path: str | Path, *, inplace_batch_norm: bool 
 
     Example:
         >>> import os, tempfile
-        >>> model = CCNet("resnet18", deep_stem=True, head_channels=16, auxiliary_channels=16)
+        >>> model = CCNet("resnet18", head_channels=16, auxiliary_channels=16)
         >>> path = os.path.join(tempfile.mkdtemp(), "empty.pth")
         >>> torch.save({"decode_head.conv_seg.bias": torch.zeros(19)}, path)
         >>> load_checkpoint(model, path)  # doctest: +ELLIPSIS

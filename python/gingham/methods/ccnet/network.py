@@ -34,14 +34,15 @@ class CCNet(
     """Semantic segmentation with recurrent criss-cross attention.
 
     The defaults are the official network for Cityscapes. mmsegmentation's variant is ``backbone="resnet101c",
-    deep_stem=False, contract_dilation=True, activation="relu", auxiliary_channels=256``.
+    contract_dilation=True, activation="relu", auxiliary_channels=256``.
 
     Args:
         backbone: "small" or any timm model, see `gingham.nn.backbone.Backbone`.
         num_classes: K.
         loops: R, how often criss-cross attention is applied. 0 is the baseline without attention.
         shared: one set of attention weights for all loops, or one for each.
-        deep_stem: ResNets only: three 3x3 convolutions in place of the 7x7.
+        deep_stem: ResNets only: three 3x3 convolutions in place of the 7x7, as in the paper; False to use timm's
+            pretrained weights. None: wherever the network has such a 7x7.
         output_stride: pixels of the image per pixel of the features, 32, 16 or 8 ("small": 8, 4 or 2).
         contract_dilation: ResNets only: let the first block of a dilated stage keep the dilation before it.
         head_channels: C, channels in the head.
@@ -64,7 +65,7 @@ class CCNet(
         ValueError: fewer head channels than the attention needs, or another number out of its range.
 
     Example:
-        >>> model = CCNet("small", num_classes=5, deep_stem=False, output_stride=4, head_channels=32)
+        >>> model = CCNet("small", num_classes=5, output_stride=4, head_channels=32)
         >>> model.eval()(torch.randn(1, 3, 64, 64)).logits.shape
         torch.Size([1, 5, 16, 16])
     """
@@ -75,7 +76,7 @@ class CCNet(
         num_classes: int = 19,
         loops: int = 2,
         shared: bool = True,
-        deep_stem: bool = True,
+        deep_stem: bool | None = None,
         output_stride: int = 8,
         contract_dilation: bool = False,
         head_channels: int = 512,
