@@ -100,7 +100,7 @@ def test_item_is_what_the_other_data_sets_yield() -> None:
     assert item["image"].dtype == torch.uint8 and item["image"].shape == (3, 64, 64)
     assert item["label"].dtype == torch.int64 and item["label"].shape == (64, 64)
     assert item["name"] == "wardrobe_train_000002"
-    assert dataset.num_classes == len(dataset.class_names) == len(dataset.palette) == 10
+    assert dataset.num_classes == len(dataset.class_names) == len(dataset.palette) == 7
     assert dataset.ignore_index == 255
     assert [dataset.class_names[index] for index in dataset.trousers] == ["trousers with bag", "trousers with boot"]
 
@@ -148,7 +148,7 @@ def test_dataset_ends() -> None:
     assert dataset[-1]["name"] == "wardrobe_val_000002"
 
 
-@pytest.mark.parametrize(("size", "garments"), [(32, 10), (64, 3), (128, 10), (96, 8)])
+@pytest.mark.parametrize(("size", "garments"), [(32, 10), (64, 4), (128, 10), (96, 8)])
 def test_size_and_number_of_garments(size: int, garments: int) -> None:
     for index in range(5):
         scene = make_cue_scene("test", index, size=size, garments=garments)
@@ -161,7 +161,7 @@ def test_size_and_number_of_garments(size: int, garments: int) -> None:
     [
         ({"length": -1}, "length must be 0 or above, got -1"),
         ({"length": 1, "size": 16}, "size must be 32 or above, got 16"),
-        ({"length": 1, "garments": 2}, "garments must be 3 to 10, got 2"),
+        ({"length": 1, "garments": 3}, "garments must be 4 to 10, got 3"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], text: str) -> None:
