@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-
 from gingham.bench import OPERATORS, main
 from gingham.bench.command import measure_operator, plan
 from gingham.bench.criss_cross_attention import OPERATOR, einsum_form
@@ -31,6 +29,7 @@ from gingham.bench.table import (
     write_between_markers,
 )
 from gingham.errors import GinghamError
+from torch import Tensor
 
 CPU = torch.device("cpu")
 
@@ -170,7 +169,7 @@ def fail(value: Tensor) -> Tensor:
 
 @pytest.fixture
 def doubling() -> Operator:
-    work = {direction: 16.0 for direction in Pass}
+    work = dict.fromkeys(Pass, 16.0)
     return Operator(
         name="doubling",
         inputs="length",
@@ -210,6 +209,11 @@ def test_peer_that_cannot_take_part_is_listed_with_its_reason(measured: Report) 
     assert forward.failures["large"] == "left out: one call was expected to take more than 4 GB"
     assert training.failures["cut off"].startswith("cannot run: RuntimeError: ")
     assert set(training.timings) == {OURS, "sum", "triple"}
+
+
+def test_report_names_the_machine_and_the_build(measured: Report) -> None:
+    assert {"cpu", "cores", "instruction sets", "gingham", "torch", "python"} <= set(measured.machine)
+    assert all(measured.machine.values())
 
 
 def test_rows_record_what_was_run(measured: Report) -> None:

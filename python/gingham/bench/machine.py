@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,25 +25,16 @@ def _cpu_fields() -> dict[str, str]:
     return {name.strip(): value.strip() for name, value in pairs}
 
 
-def _commit() -> str:
-    """The commit of a checkout that this package runs from; an installed package has only its version."""
-    try:
-        git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
-        # ls-files tells a file of the repository from an environment that happens to lie inside one.
-        tracked = [*git[:3], "ls-files", "--error-unmatch", Path(__file__).name]
-        subprocess.run(tracked, check=True, capture_output=True, timeout=10)
-        return subprocess.run(git, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
+def _build() -> dict[str, str]:
+    """Version, commit and instruction set of the native library; without it, the bench times the peers alone."""
+    from gingham import __version__
+    from gingham._library import NativeLibraryError, info
 
     try:
-        return version("gingham")
-    except PackageNotFoundError:
-        return "not installed"
+        report = info()
+    except NativeLibraryError:
+        return {"gingham": f"{__version__} without its native library"}
+    return {"gingham": __version__, "commit": report["git commit"], "instruction set in use": report["instruction set"]}
 
 
 def describe(device: torch.device) -> dict[str, str]:
@@ -58,8 +48,7 @@ def describe(device: torch.device) -> dict[str, str]:
         "cpu": model,
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "instruction sets": " ".join(name for name in _INSTRUCTION_SETS if name in flags) or "baseline",
-        "gingham": _version(),
-        "commit": _commit(),
+        **_build(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
@@ -97,9 +86,9 @@ def cache_bytes(device: torch.device) -> int:
 def clock(call: Callable[[], object], device: torch.device) -> float:
     """Seconds that a call takes; on a GPU, between events on the current stream."""
     if device.type == "cuda":
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         # Keeps the device busy while the launches queue up, so that gaps between them are not counted.
-        torch.cuda._sleep(2_000_000)  # type: ignore[no-untyped-call]
+        torch.cuda._sleep(2_000_000)
         start.record()
         call()
         stop.record()
