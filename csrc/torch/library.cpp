@@ -1,0 +1,22 @@
+// Registers every operator when libgingham_torch.so is loaded. One line per operator in each part.
+#include "tensor.h"
+
+namespace gingham::torch_front {
+namespace {
+
+const bool kRegistered = [] {
+  Library definitions = Library::definitions(__FILE_NAME__, __LINE__);
+  define_criss_cross_attention(definitions);
+
+  Library cpu = Library::kernels("CPU", __FILE_NAME__, __LINE__);
+  implement_criss_cross_attention(cpu, false);
+
+#if defined(GINGHAM_CUDA)
+  Library cuda = Library::kernels("CUDA", __FILE_NAME__, __LINE__);
+  implement_criss_cross_attention(cuda, true);
+#endif
+  return true;
+}();
+
+}  // namespace
+}  // namespace gingham::torch_front

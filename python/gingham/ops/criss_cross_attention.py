@@ -1,0 +1,223 @@
+"""Criss-cross attention (Huang et al., CCNet, https://arxiv.org/abs/1811.11721), 2-D and 3-D, as a torch function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gingham import reference
+from gingham._library import load_torch_operators
+from gingham.ops._register import FLOATING, autocast_dtype, cast, describe, fold_into_batch, unfold_from_batch
+
+load_torch_operators()
+
+# The public operators carry autograd formulas, for torch.compile and torch.export. The others are the same kernels without,
+# for the eager path below, which is several microseconds faster than a formula registered from Python.
+_forward = torch.ops.gingham.criss_cross_attention.default
+_backward = torch.ops.gingham.criss_cross_attention_backward.default
+_raw_forward = torch.ops.gingham._criss_cross_attention.default
+_raw_backward = torch.ops.gingham._criss_cross_attention_backward.default
+
+
+def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float = 1.0) -> Tensor:
+    """Attention of every position to those that differ from it in at most one coordinate, itself counted once.
+
+    One softmax runs over a position's row, column and, in 3-D, the frames behind it: H + W - 1 or T + H + W - 2
+    positions. No attention weights are stored; backward keeps the log-sum-exp of each position.
+
+    Args:
+        query: [B, Ck, H, W] or [B, Ck, T, H, W]; float32, float64, float16 or bfloat16, on CPU or CUDA, with any strides
+            (maps whose columns or channels are adjacent in memory are read in place).
+        key: shape, dtype and device of `query`.
+        value: [B, Cv, *S], batch, spatial sizes, dtype and device of `query`.
+        scale: factor on the logits. CCNet uses none: 1.0.
+
+    Returns:
+        [B, Cv, *S] in the dtype and memory format of `value`. Sums are held in float32 (float64 for float64). Under
+        autocast the inputs are cast to the autocast dtype.
+
+    Raises:
+        TypeError: an argument is no tensor, or the dtypes are not one supported floating type.
+        ValueError: shapes or devices do not agree.
+
+    Example:
+        >>> import torch
+        >>> query, key = torch.randn(2, 2, 8, 5, 6)
+        >>> criss_cross_attention(query, key, torch.randn(2, 32, 5, 6)).shape
+        torch.Size([2, 32, 5, 6])
+    """
+    try:
+        device = value.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            query, key, value = cast(query, dtype), cast(key, dtype), cast(value, dtype)
+        allow_tf32 = device == "cuda" and torch.backends.cuda.matmul.allow_tf32
+        if torch.compiler.is_compiling():
+            _check(query, key, value, scale)
+            return _forward(query, key, value, scale, allow_tf32)[0]
+        if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+            return _CrissCrossAttention.apply(query, key, value, scale, allow_tf32)[0]
+        return _raw_forward(query, key, value, scale, allow_tf32)[0]
+    except (RuntimeError, TypeError, AttributeError):
+        _check(query, key, value, scale)  # says what is wrong with the arguments, if that is the reason
+        raise
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
+    arguments = {"query": query, "key": key, "value": value}
+    for name, x in arguments.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"criss_cross_attention: {name} must be a tensor, got {describe(x)}")
+        if x.dtype not in FLOATING:
+            raise TypeError(
+                f"criss_cross_attention: {name} must be float32, float64, float16 or bfloat16, got {describe(x)}"
+            )
+    if not isinstance(scale, (int, float, torch.SymFloat)):
+        raise TypeError(f"criss_cross_attention: scale must be a number, got {describe(scale)}")
+    if query.dim() not in (4, 5):
+        raise ValueError(
+            f"criss_cross_attention: query must be [B, Ck, H, W] or [B, Ck, T, H, W], got {describe(query)}"
+        )
+    if query.size(1) == 0:
+        raise ValueError(f"criss_cross_attention: query must have at least one channel, got {describe(query)}")
+    for name, x in (("key", key), ("value", value)):
+        if x.dtype != query.dtype:
+            raise TypeError(
+                f"criss_cross_attention: {name} must have the dtype of query, got {describe(x)} "
+                f"and query {describe(query)}"
+            )
+        if x.device != query.device:
+            raise ValueError(
+                f"criss_cross_attention: {name} must be on the device of query, got {describe(x)} "
+                f"and query {describe(query)}"
+            )
+        expected = [query.size(0), query.size(1) if name == "key" else "Cv", *query.shape[2:]]
+        if x.dim() != query.dim() or any(e not in ("Cv", s) for e, s in zip(expected, x.shape, strict=True)):
+            wanted = ", ".join(str(e) for e in expected)
+            raise ValueError(
+                f"criss_cross_attention: {name} must be [{wanted}] to match query {list(query.shape)}, got {describe(x)}"
+            )
+
+
+# ------------------------------------------------------------------------------------------------ shapes without data
+
+
+def _empty_map(shape: torch.Size, like: Tensor, channels_last: bool) -> Tensor:
+    if not channels_last:
+        return like.new_empty(shape)
+    return like.new_empty(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+
+
+def _is_channels_last(value: Tensor) -> bool:  # as csrc/torch/tensor.h decides
+    return bool(value.stride(1) == 1 and value.stride(-1) != 1)
+
+
+def _fake_forward(query: Tensor, key: Tensor, value: Tensor, scale: float, allow_tf32: bool = False) -> Any:
+    _check(query, key, value, scale)
+    sums = torch.float64 if value.dtype == torch.float64 else torch.float32
+    lse = value.new_empty(value.shape[0], *value.shape[2:], dtype=sums)
+    return _empty_map(value.shape, value, _is_channels_last(value)), lse
+
+
+def _fake_backward(
+    grad_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    scale: float,
+    allow_tf32: bool = False,
+) -> Any:
+    last = _is_channels_last(value)
+    return tuple(_empty_map(x.shape, x, last) for x in (query, key, value))
+
+
+# ------------------------------------------------------------------------------------------------ autograd
+
+
+class _CrissCrossAttention(torch.autograd.Function):
+    """The eager path. torch.func transforms work through setup_context and vmap."""
+
+    @staticmethod
+    def forward(query: Tensor, key: Tensor, value: Tensor, scale: float, allow_tf32: bool) -> Any:
+        return _raw_forward(query, key, value, scale, allow_tf32)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        _save(ctx, inputs, output)
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, grad_lse: Tensor | None) -> Any:
+        call = _backward if torch.is_grad_enabled() else _raw_backward
+        grads = call(grad_output, *ctx.saved_tensors, ctx.scale, ctx.allow_tf32)
+        return *grads, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        return _vmap_forward(info, in_dims, *arguments)
+
+
+def _save(ctx: Any, inputs: Any, output: Any) -> None:
+    query, key, value, ctx.scale, ctx.allow_tf32 = inputs
+    ctx.save_for_backward(query, key, value, *output)
+
+
+def _formula(ctx: Any, grad_output: Tensor, grad_lse: Tensor | None) -> Any:
+    return *_backward(grad_output, *ctx.saved_tensors, ctx.scale, ctx.allow_tf32), None, None
+
+
+def _save_backward(ctx: Any, inputs: Any, output: Any) -> None:
+    grad_output, query, key, value, _, _, ctx.scale, _ = inputs
+    ctx.save_for_backward(grad_output, query, key, value)
+
+
+def _second_formula(ctx: Any, *grads: Tensor) -> Any:
+    # The first gradients as a function of (grad_output, query, key, value), differentiated through the definition;
+    # output and lse depend on the same inputs, so nothing is left for them.
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+        output = reference.criss_cross_attention(*leaves[1:], scale=ctx.scale)
+        first = torch.autograd.grad(output, leaves[1:], leaves[0], create_graph=True)
+        second = torch.autograd.grad(first, leaves, grads, allow_unused=True, materialize_grads=True)
+    return *second, None, None, None, None
+
+
+# ------------------------------------------------------------------------------------------------ vmap
+
+
+def _vmap_forward(info: Any, in_dims: Any, query: Tensor, key: Tensor, value: Tensor, *options: Any) -> Any:
+    maps = fold_into_batch(info.batch_size, (query, key, value), in_dims[:3])
+    return unfold_from_batch(info.batch_size, _forward(*maps, *options))
+
+
+def _vmap_backward(info: Any, in_dims: Any, *arguments: Any) -> Any:
+    maps = fold_into_batch(info.batch_size, arguments[:6], in_dims[:6])
+    return unfold_from_batch(info.batch_size, _backward(*maps, *arguments[6:]))
+
+
+for _prefix in ("gingham::", "gingham::_"):
+    _name = f"{_prefix}criss_cross_attention"
+    torch.library.register_fake(_name, _fake_forward)
+    torch.library.register_fake(f"{_name}_backward", _fake_backward)
+    torch.library.register_vmap(_name, _vmap_forward)
+    torch.library.register_vmap(f"{_name}_backward", _vmap_backward)
+torch.library.register_autograd("gingham::criss_cross_attention", _formula, setup_context=_save)
+torch.library.register_autograd("gingham::criss_cross_attention_backward", _second_formula, setup_context=_save_backward)
+
+
+def _autocast(device: str, key: torch._C.DispatchKey) -> Any:
+    def kernel(query: Tensor, key_: Tensor, value: Tensor, scale: float, allow_tf32: bool = False) -> Any:
+        dtype = autocast_dtype(value) or value.dtype
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            return _forward(cast(query, dtype), cast(key_, dtype), cast(value, dtype), scale, allow_tf32)
+
+    return kernel
+
+
+_library = torch.library.Library("gingham", "IMPL")
+_library.impl("criss_cross_attention", _autocast("cpu", torch._C.DispatchKey.AutocastCPU), "AutocastCPU")
+_library.impl("criss_cross_attention", _autocast("cuda", torch._C.DispatchKey.AutocastCUDA), "AutocastCUDA")
