@@ -1,0 +1,182 @@
+"""The operators on NumPy and CuPy arrays. Imports no torch.
+
+NumPy arrays are computed on `threads` CPU threads (all cores unless the environment variable ``GINGHAM_NUM_THREADS`` or the
+argument says otherwise), CuPy arrays on CuPy's current device and stream.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import numpy as np
+
+from gingham._library import native
+
+_DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}  # gingham::DType
+
+
+def criss_cross_attention(
+    query: Any, key: Any, value: Any, *, scale: float = 1.0, out: Any = None, threads: int | None = None
+) -> Any:
+    """Attention of every position to those that differ from it in at most one coordinate, itself counted once.
+
+    The operator of `gingham.ops.criss_cross_attention` (CCNet, https://arxiv.org/abs/1811.11721), without gradients.
+
+    Args:
+        query: [B, Ck, H, W] or [B, Ck, T, H, W], NumPy or CuPy; float32, float64, float16, or bfloat16 of ml_dtypes. Maps
+            whose columns or channels are adjacent in memory are read in place, others are copied.
+        key: shape and dtype of `query`.
+        value: [B, Cv, *S], batch, spatial sizes and dtype of `query`.
+        scale: factor on the logits.
+        out: where the result goes: shape and dtype of `value`, writeable, sharing no memory with the inputs. A new array
+            in the memory order of `value` when None.
+        threads: number of CPU threads; not for CuPy.
+
+    Returns:
+        `out`, [B, Cv, *S].
+
+    Raises:
+        TypeError: an argument is no array, the arrays are of different kinds, or a dtype is not supported.
+        ValueError: shapes do not agree, or `out` or `threads` cannot be used.
+
+    Example:
+        >>> import numpy as np
+        >>> ones = np.ones((1, 4, 5, 6), dtype=np.float32)
+        >>> criss_cross_attention(ones, ones, ones).shape
+        (1, 4, 5, 6)
+    """
+    arrays = {"query": query, "key": key, "value": value} | ({} if out is None else {"out": out})
+    module = _module_of(arrays)
+    _check(arrays)
+    shape = _call_shape(query.shape, value.shape)
+    channels_last = _is_channels_last(value)
+    maps = [_native(module, x, channels_last) for x in (query, key, value)]
+    result = _empty_map(module, value, channels_last) if out is None or not _fits(out, channels_last) else out
+    if result.size:
+        lse_dtype = np.float64 if value.dtype == np.float64 else np.float32
+        lse = module.empty((value.shape[0], *value.shape[2:]), dtype=lse_dtype)
+        code = _DTYPES[value.dtype.name]
+        views = [_view(module, x) for x in (*maps, result)]
+        if module is np:
+            native().criss_cross_attention(shape, code, scale, *views, lse.ctypes.data, _thread_count(threads))
+        else:
+            _run_cuda(module, shape, code, scale, views, lse)
+    if out is not None and result is not out:
+        out[...] = result
+    return result if out is None else out
+
+
+def _run_cuda(module: Any, shape: tuple[int, ...], code: int, scale: float, views: list[Any], lse: Any) -> None:
+    library = native()
+    if not hasattr(library, "criss_cross_attention_cuda"):
+        raise RuntimeError(
+            "criss_cross_attention: got CuPy arrays, but this gingham was built without CUDA; "
+            "rebuild it with GINGHAM_WITH_CUDA=ON and nvcc on PATH"
+        )
+    size = library.criss_cross_attention_cuda_workspace(shape, code)
+    workspace = module.empty(size, dtype=np.uint8)
+    stream = module.cuda.get_current_stream().ptr
+    library.criss_cross_attention_cuda(shape, code, scale, *views, lse.data.ptr, workspace.data.ptr, stream)
+
+
+def _module_of(arrays: dict[str, Any]) -> Any:
+    """numpy or cupy; cupy is not imported for anyone who has not imported it."""
+    cupy = sys.modules.get("cupy")
+    kinds = []
+    for name, x in arrays.items():
+        if isinstance(x, np.ndarray):
+            kinds.append(np)
+        elif cupy is not None and isinstance(x, cupy.ndarray):
+            kinds.append(cupy)
+        else:
+            raise TypeError(f"criss_cross_attention: {name} must be a NumPy or CuPy array, got {type(x).__name__}")
+    if any(kind is not kinds[0] for kind in kinds):
+        found = ", ".join(f"{name} {type(x).__module__.split('.')[0]}" for name, x in arrays.items())
+        raise TypeError(f"criss_cross_attention: the arrays must be all NumPy or all CuPy, got {found}")
+    return kinds[0]
+
+
+def _check(arrays: dict[str, Any]) -> None:
+    query, value = arrays["query"], arrays["value"]
+    for name, x in arrays.items():
+        if x.dtype.name not in _DTYPES or not x.dtype.isnative:
+            raise TypeError(
+                f"criss_cross_attention: {name} must be float32, float64, float16 or bfloat16 in the machine's byte "
+                f"order, got {x.dtype}"
+            )
+        if x.dtype != query.dtype:
+            raise TypeError(
+                f"criss_cross_attention: {name} must have the dtype of query, got {x.dtype} and query {query.dtype}"
+            )
+    if query.ndim not in (4, 5):
+        raise ValueError(
+            f"criss_cross_attention: query must be [B, Ck, H, W] or [B, Ck, T, H, W], got shape {query.shape}"
+        )
+    if query.shape[1] == 0:
+        raise ValueError(f"criss_cross_attention: query must have at least one channel, got shape {query.shape}")
+    if arrays["key"].shape != query.shape:
+        raise ValueError(f"criss_cross_attention: key must have the shape of query {query.shape}, got {arrays['key'].shape}")
+    if value.ndim != query.ndim or (value.shape[0], *value.shape[2:]) != (query.shape[0], *query.shape[2:]):
+        wanted = ", ".join(str(s) for s in (query.shape[0], "Cv", *query.shape[2:]))
+        raise ValueError(f"criss_cross_attention: value must be [{wanted}] to match query, got shape {value.shape}")
+    if "out" in arrays:
+        out = arrays["out"]
+        if out.shape != value.shape:
+            raise ValueError(f"criss_cross_attention: out must have the shape of value {value.shape}, got {out.shape}")
+        if isinstance(out, np.ndarray):
+            if not out.flags.writeable:
+                raise ValueError("criss_cross_attention: out must be writeable, got a read-only array")
+            for name in ("query", "key", "value"):
+                if np.may_share_memory(out, arrays[name]):
+                    raise ValueError(f"criss_cross_attention: out must share no memory with the inputs, got that of {name}")
+
+
+def _thread_count(threads: int | None) -> int:
+    if threads is None:
+        text = os.environ.get("GINGHAM_NUM_THREADS", "")
+        if not text:
+            return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if not text.isdecimal() or int(text) < 1:
+            raise ValueError(f"GINGHAM_NUM_THREADS must be a positive whole number, got {text!r}")
+        return int(text)
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"criss_cross_attention: threads must be a positive whole number, got {threads!r}")
+    return threads
+
+
+def _call_shape(query: tuple[int, ...], value: tuple[int, ...]) -> tuple[int, ...]:
+    frames = query[2] if len(query) == 5 else 1
+    return query[0], query[1], value[1], frames, query[-2], query[-1]
+
+
+def _is_channels_last(x: Any) -> bool:
+    return x.strides[1] == x.itemsize and x.strides[-1] != x.itemsize
+
+
+def _fits(x: Any, channels_last: bool) -> bool:
+    axis = 1 if channels_last else -1
+    adjacent = x.strides[axis] == x.itemsize or x.shape[axis] <= 1
+    return adjacent and all(stride % x.itemsize == 0 for stride in x.strides)
+
+
+def _native(module: Any, x: Any, channels_last: bool) -> Any:
+    if _fits(x, channels_last):
+        return x
+    copy = _empty_map(module, x, channels_last)
+    copy[...] = x
+    return copy
+
+
+def _empty_map(module: Any, like: Any, channels_last: bool) -> Any:
+    if not channels_last:
+        return module.empty(like.shape, dtype=like.dtype)
+    rest = module.empty((like.shape[0], *like.shape[2:], like.shape[1]), dtype=like.dtype)
+    return module.moveaxis(rest, -1, 1)
+
+
+def _view(module: Any, x: Any) -> tuple[int, tuple[int, ...]]:
+    """Address and byte strides of [batch, channel, frame, row, column]."""
+    strides = x.strides if x.ndim == 5 else (*x.strides[:2], 0, *x.strides[2:])
+    return (x.ctypes.data if module is np else x.data.ptr), strides
