@@ -92,11 +92,14 @@ def test_few_classes_give_finite_values_and_gradients(labels: list[int], zero: s
     features = as_map([[1, 2], [1, 2], [1, 2], [1, 2]]).requires_grad_()  # also: all distances are 0
     terms = category_consistent_loss(features, torch.tensor([[labels]]))
     (gradient,) = torch.autograd.grad(sum(terms), features)
-    assert gradient.isfinite().all() and torch.stack(terms).isfinite().all()
+    assert gradient.isfinite().all()
+    assert torch.stack(terms).isfinite().all()
     if zero != "none":
         assert terms.distance == 0
     if zero == "all":
-        assert terms.variance == 0 and terms.regularity == 0 and not gradient.any()
+        assert terms.variance == 0
+        assert terms.regularity == 0
+        assert not gradient.any()
 
 
 def test_ignored_pixels_do_not_count() -> None:
@@ -217,7 +220,8 @@ def test_all_ignored_gives_a_differentiable_zero(hard_pixels: HardPixels | None)
     output = SegmentationOutput(logits, logits * 2, logits)
     loss = segmentation_loss(output, torch.full((1, 64, 64), 255), hard_pixels=hard_pixels)
     loss.backward()
-    assert loss == 0 and not logits.grad.any()
+    assert loss == 0
+    assert not logits.grad.any()
 
 
 # --- the whole segmentation loss -------------------------------------------------------------------------------------

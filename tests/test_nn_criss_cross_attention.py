@@ -209,7 +209,8 @@ def test_low_precision_module_trains_with_large_scores(dtype: torch.dtype) -> No
     result = attention(features)
     result.float().sum().backward()
     assert result.dtype == dtype
-    assert result.isfinite().all() and features.grad.isfinite().all()
+    assert result.isfinite().all()
+    assert features.grad.isfinite().all()
 
 
 def test_autocast_trains_and_keeps_the_low_precision() -> None:
