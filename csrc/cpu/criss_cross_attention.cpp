@@ -121,15 +121,16 @@ struct Scratch {
   Sum* line_values[2] = {};    // [line][stride]
   Unit* column = nullptr;      // [stride]
 
-  static int64_t chunk_channels(const Pass& pass) {
+  // A multiple of every register block's height, unless there are fewer channels.
+  static int64_t chunk_channels(const Pass& pass, int64_t channels) {
     const int64_t stride = round_up(pass.length, kLanes<Sum>);
     const int64_t fit = kPanelBytes / (pass.most_lines() * stride * int64_t(sizeof(Sum)));
-    return fit >= 24 ? fit / 24 * 24 : larger(8, fit / 8 * 8);
+    return smaller(round_up(larger(1, channels), 8), fit >= 24 ? fit / 24 * 24 : larger(8, fit / 8 * 8));
   }
   // Lays the scratch of `pass` out at `base`; returns its size. base may be null to ask for the size alone.
-  size_t lay_out(const Pass& pass, int square_count, char* base) {
+  size_t lay_out(const CrissCrossShape& shape, const Pass& pass, int square_count, char* base) {
     stride = round_up(pass.length, kLanes<Sum>);
-    chunk = chunk_channels(pass);
+    chunk = chunk_channels(pass, larger(shape.key_channels, shape.value_channels));
     size_t offset = 0;
     const auto take = [&](int64_t count) {
       Sum* at = reinterpret_cast<Sum*>(base + offset);
@@ -146,11 +147,11 @@ struct Scratch {
 };
 
 template <class U>
-size_t scratch_size(const Passes& passes, int squares) {
+size_t scratch_size(const CrissCrossShape& shape, const Passes& passes, int squares) {
   size_t most = 0;
   for (int i = 0; i < passes.count; ++i) {
     Scratch<U> scratch;
-    const size_t size = scratch.lay_out(passes.items[i], squares, nullptr);
+    const size_t size = scratch.lay_out(shape, passes.items[i], squares, nullptr);
     most = size > most ? size : most;
   }
   return most;
@@ -163,19 +164,22 @@ void run(int64_t count, int threads, ParallelFor parallel_for, const Task& task)
     const Task* task;
     int64_t count, next;
   } shared{&task, count, 0};
-  parallel_for(
-      smaller(count, threads), 1,
-      [](int64_t begin, int64_t end, void* context) {
-        auto* s = static_cast<Shared*>(context);
-        for (int64_t worker = begin; worker < end; ++worker) {
-          for (;;) {
-            const int64_t index = __atomic_fetch_add(&s->next, 1, __ATOMIC_RELAXED);
-            if (index >= s->count) break;
-            (*s->task)(index, worker);
-          }
-        }
-      },
-      &shared);
+  const gingham::RangeFn work = [](int64_t begin, int64_t end, void* context) {
+    auto* s = static_cast<Shared*>(context);
+    for (int64_t worker = begin; worker < end; ++worker) {
+      for (;;) {
+        const int64_t index = __atomic_fetch_add(&s->next, 1, __ATOMIC_RELAXED);
+        if (index >= s->count) break;
+        (*s->task)(index, worker);
+      }
+    }
+  };
+  const int64_t workers = smaller(count, threads);
+  if (workers == 1) {
+    work(0, 1, &shared);
+  } else {
+    parallel_for(workers, 1, work, &shared);
+  }
 }
 
 // ---------------------------------------------------------------------------------------------- steps of a pass
@@ -344,7 +348,7 @@ void forward_group(const CrissCrossForward& call, const Pass& pass, bool channel
   using Sum = typename U::Sum;
   using Unit = typename U::Unit;
   Scratch<U> scratch;
-  scratch.lay_out(pass, 1, memory);
+  scratch.lay_out(call.shape, pass, 1, memory);
   const LineGroup group = pass.group(call.shape, index);
   const Contiguous contiguous = contiguous_axis(channels_are_first, pass.axis);
   const bool first = pass.axis == Axis::row;
@@ -435,7 +439,7 @@ void backward_group(const CrissCrossBackward& call, const typename U::Sum* delta
   using Sum = typename U::Sum;
   using Unit = typename U::Unit;
   Scratch<U> scratch;
-  scratch.lay_out(pass, 2, memory);
+  scratch.lay_out(call.shape, pass, 2, memory);
   const LineGroup group = pass.group(call.shape, index);
   const Contiguous contiguous = contiguous_axis(channels_are_first, pass.axis);
   const int64_t stride = scratch.stride, area = stride * stride;
@@ -505,17 +509,17 @@ struct Kernel {
 
   static size_t workspace(const CrissCrossForward& call, int threads) {
     if (is_empty(call.shape)) return 0;
-    return size_t(threads) * scratch_size<U>(passes_of(call.shape, is_first(call)), 1);
+    return size_t(threads) * scratch_size<U>(call.shape, passes_of(call.shape, is_first(call)), 1);
   }
   static size_t workspace(const CrissCrossBackward& call, int threads) {
     if (is_empty(call.shape)) return 0;
-    return delta_size(call.shape) + size_t(threads) * scratch_size<U>(passes_of(call.shape, is_first(call)), 2);
+    return delta_size(call.shape) + size_t(threads) * scratch_size<U>(call.shape, passes_of(call.shape, is_first(call)), 2);
   }
 
   static void run_forward(const CrissCrossForward& call, int threads, void* workspace, ParallelFor parallel_for) {
     if (is_empty(call.shape)) return;
     const Passes passes = passes_of(call.shape, is_first(call));
-    const size_t size = scratch_size<U>(passes, 1);
+    const size_t size = scratch_size<U>(call.shape, passes, 1);
     for (int i = 0; i < passes.count; ++i) {
       const Pass& pass = passes.items[i];
       run(pass.groups(), threads, parallel_for, [&](int64_t index, int64_t worker) {
@@ -526,7 +530,7 @@ struct Kernel {
   static void run_backward(const CrissCrossBackward& call, int threads, void* workspace, ParallelFor parallel_for) {
     if (is_empty(call.shape)) return;
     const Passes passes = passes_of(call.shape, is_first(call));
-    const size_t size = scratch_size<U>(passes, 2);
+    const size_t size = scratch_size<U>(call.shape, passes, 2);
     Sum* delta = static_cast<Sum*>(workspace);
     char* memory = static_cast<char*>(workspace) + delta_size(call.shape);
     run(call.shape.batch * call.shape.frames * call.shape.rows, threads, parallel_for,

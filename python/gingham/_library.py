@@ -6,7 +6,7 @@ import functools
 import platform
 import sys
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 
 class NativeLibraryError(ImportError):
@@ -14,7 +14,7 @@ class NativeLibraryError(ImportError):
 
 
 @functools.cache
-def native() -> ModuleType:
+def native() -> Any:
     """The pybind11 module, which needs no torch.
 
     Raises:
