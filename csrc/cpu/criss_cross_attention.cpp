@@ -5,7 +5,8 @@
 //   pack      some channels of the group into panels [line][channel][position]: any layout and any storage type becomes
 //             the same operands, and memory is read in long stretches whichever axis is contiguous;
 //   logits    key x query products give logits^T[j][i] per line, lanes over the queries i, so softmax is lane-wise;
-//   softmax   in place; the first pass (rows, which hold the pixel itself) writes normalised results and the log-sum-exp
+//   softmax   in place; the first pass (rows, which hold the pixel itself) writes normalised results and the
+//   log-sum-exp
 //             lse; each later pass (diagonal masked) merges: output = output * exp(lse_old - lse) + its own part;
 //   output    value x probability products, some channels at a time, unpacked into the output.
 // Backward recomputes the probabilities from lse. With delta = sum_c output * grad_output,
@@ -15,8 +16,8 @@
 //
 // What is held: logits of one group (about L * L floats a line, 16 lines a group when lanes run across lines) and two
 // panels of a few channels, some 1 MB a thread, meant for L2. Nothing grows with the map but lse and delta.
-// What bounds it: arithmetic. Forward takes 2 (Ck + Cv) (H + W) multiply-adds a position, backward 2 (3 Ck + 2 Cv) (H + W),
-// nearly all in multiply_block; value and output cross the memory bus once a pass, some 10 % of the time.
+// What bounds it: arithmetic. Forward takes 2 (Ck + Cv) (H + W) multiply-adds a position, backward 2 (3 Ck + 2 Cv) (H +
+// W), nearly all in multiply_block; value and output cross the memory bus once a pass, some 10 % of the time.
 #include "gingham/criss_cross_attention.h"
 
 #include <cmath>
@@ -114,12 +115,12 @@ struct Scratch {
   using Unit = typename U::Unit;
   static constexpr int64_t kPanelBytes = 192 * 1024;
 
-  int64_t stride = 0;          // padded line length
-  int64_t chunk = 0;           // channels in a panel
-  Sum* squares[2] = {};        // [line][stride][stride]
-  Sum* panels[2] = {};         // [line][chunk][stride]
-  Sum* line_values[2] = {};    // [line][stride]
-  Unit* column = nullptr;      // [stride]
+  int64_t stride = 0;        // padded line length
+  int64_t chunk = 0;         // channels in a panel
+  Sum* squares[2] = {};      // [line][stride][stride]
+  Sum* panels[2] = {};       // [line][chunk][stride]
+  Sum* line_values[2] = {};  // [line][stride]
+  Unit* column = nullptr;    // [stride]
 
   // A multiple of every register block's height, unless there are fewer channels.
   static int64_t chunk_channels(const Pass& pass, int64_t channels) {
@@ -451,13 +452,14 @@ void backward_group(const CrissCrossBackward& call, const typename U::Sum* delta
   correlate<U, E>(lines(call.value), lines(call.grad_output), value_channels, group, contiguous, scratch, dlogits);
 
   Sum *lse_lines = scratch.line_values[0], *delta_lines = scratch.line_values[1];
-  gather<Sum>(position_values(static_cast<const Sum*>(call.lse), call.shape, pass.axis, group), lse_lines, group, stride);
+  gather<Sum>(position_values(static_cast<const Sum*>(call.lse), call.shape, pass.axis, group), lse_lines, group,
+              stride);
   gather<Sum>(position_values(delta, call.shape, pass.axis, group), delta_lines, group, stride);
   for (int64_t g = 0; g < group.lines; ++g) {
     Sum* square = logits + g * area;
     if (pass.axis != Axis::row) mask_diagonal(square, group.length, stride);
-    softmax_backward_line(square, dlogits + g * area, lse_lines + g * stride, delta_lines + g * stride,
-                          Sum(call.scale), group.length, stride);
+    softmax_backward_line(square, dlogits + g * area, lse_lines + g * stride, delta_lines + g * stride, Sum(call.scale),
+                          group.length, stride);
     transpose_square(square, stride);
     to_units<U>(square, reinterpret_cast<Unit*>(square), group.length, stride);
   }
@@ -479,7 +481,8 @@ void backward_group(const CrissCrossBackward& call, const typename U::Sum* delta
     to_units<U>(dlogits + g * area, reinterpret_cast<Unit*>(dlogits + g * area), group.length, stride);
   }
   aggregate<U, merge>(lines(call.query), reinterpret_cast<const Unit*>(dlogits),
-                      view_lines<E>(call.grad_key, pass.axis, group), nullptr, key_channels, group, contiguous, scratch);
+                      view_lines<E>(call.grad_key, pass.axis, group), nullptr, key_channels, group, contiguous,
+                      scratch);
 }
 
 // ---------------------------------------------------------------------------------------------- calls
@@ -489,7 +492,9 @@ struct Kernel {
   using Sum = typename U::Sum;
 
   static Passes passes_of(const CrissCrossShape& shape, bool first) { return make_passes(shape, first, kLanes<Sum>); }
-  static bool is_empty(const CrissCrossShape& s) { return s.batch == 0 || s.frames == 0 || s.rows == 0 || s.columns == 0; }
+  static bool is_empty(const CrissCrossShape& s) {
+    return s.batch == 0 || s.frames == 0 || s.rows == 0 || s.columns == 0;
+  }
   static bool is_first(const CrissCrossForward& call) {
     for (const MapView* map : {&call.query, &call.key, &call.value, &call.output}) {
       if (!channels_first(call.shape, *map)) return false;
@@ -513,7 +518,8 @@ struct Kernel {
   }
   static size_t workspace(const CrissCrossBackward& call, int threads) {
     if (is_empty(call.shape)) return 0;
-    return delta_size(call.shape) + size_t(threads) * scratch_size<U>(call.shape, passes_of(call.shape, is_first(call)), 2);
+    return delta_size(call.shape) +
+           size_t(threads) * scratch_size<U>(call.shape, passes_of(call.shape, is_first(call)), 2);
   }
 
   static void run_forward(const CrissCrossForward& call, int threads, void* workspace, ParallelFor parallel_for) {
@@ -558,10 +564,14 @@ using BFloat16Unit = FloatUnit;
 template <class Function>
 auto for_dtype(gingham::DType dtype, const Function& function) {
   switch (dtype) {
-    case gingham::DType::float64: return function(Kernel<DoubleUnit, double>());
-    case gingham::DType::float16: return function(Kernel<FloatUnit, Half>());
-    case gingham::DType::bfloat16: return function(Kernel<BFloat16Unit, BFloat16>());
-    default: return function(Kernel<FloatUnit, float>());
+    case gingham::DType::float64:
+      return function(Kernel<DoubleUnit, double>());
+    case gingham::DType::float16:
+      return function(Kernel<FloatUnit, Half>());
+    case gingham::DType::bfloat16:
+      return function(Kernel<BFloat16Unit, BFloat16>());
+    default:
+      return function(Kernel<FloatUnit, float>());
   }
 }
 

@@ -17,10 +17,14 @@ bool is_supported(Isa isa) {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   switch (isa) {
-    case Isa::baseline: return true;
-    case Isa::avx2: return avx2;
-    case Isa::avx512: return avx512;
-    case Isa::avx512_bf16: return avx512 && __builtin_cpu_supports("avx512bf16");
+    case Isa::baseline:
+      return true;
+    case Isa::avx2:
+      return avx2;
+    case Isa::avx512:
+      return avx512;
+    case Isa::avx512_bf16:
+      return avx512 && __builtin_cpu_supports("avx512bf16");
   }
 #endif
   return isa == Isa::baseline;
@@ -42,7 +46,8 @@ Isa choose() {
     }
     known += (i ? ", " : "") + std::string(kNames[i]);
   }
-  throw std::runtime_error("GINGHAM_CPU=" + std::string(wanted) + ": unknown instruction set; expected one of " + known);
+  throw std::runtime_error("GINGHAM_CPU=" + std::string(wanted) + ": unknown instruction set; expected one of " +
+                           known);
 }
 
 }  // namespace
@@ -61,12 +66,12 @@ std::vector<std::string> available_isas() {
 }
 
 // One table per operator: the entry points of each instruction set, in the order of Isa.
-#define GINGHAM_DECLARE(isa)                                                     \
-  namespace isa {                                                                \
-  size_t forward_workspace(const CrissCrossForward&, int);                       \
-  size_t backward_workspace(const CrissCrossBackward&, int);                     \
-  void forward(const CrissCrossForward&, int, void*, ParallelFor);               \
-  void backward(const CrissCrossBackward&, int, void*, ParallelFor);             \
+#define GINGHAM_DECLARE(isa)                                         \
+  namespace isa {                                                    \
+  size_t forward_workspace(const CrissCrossForward&, int);           \
+  size_t backward_workspace(const CrissCrossBackward&, int);         \
+  void forward(const CrissCrossForward&, int, void*, ParallelFor);   \
+  void backward(const CrissCrossBackward&, int, void*, ParallelFor); \
   }
 GINGHAM_FOR_EACH_ISA(GINGHAM_DECLARE)
 #undef GINGHAM_DECLARE

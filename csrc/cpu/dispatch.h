@@ -1,5 +1,5 @@
-// Run-time choice of the instruction set. Each operator's source is compiled once per entry of GINGHAM_FOR_EACH_ISA, with
-// GINGHAM_ISA naming the namespace that its entry points live in.
+// Run-time choice of the instruction set. Each operator's source is compiled once per entry of GINGHAM_FOR_EACH_ISA,
+// with GINGHAM_ISA naming the namespace that its entry points live in.
 #pragma once
 
 #include <cstdint>

@@ -3,9 +3,9 @@
 // A pass works on a group of neighbouring lines. Packing copies some channels of the group into panels
 // [line][channel][position] (or, for the summed axis of pairs, [line][channel / 2][position] and
 // [line][channel][position / 2]); unpacking writes panels of results back. Whichever of the three axes is contiguous in
-// memory is read and written by whole vectors; when it is not the panels' last axis, blocks are transposed in registers.
+// memory is read and written by whole vectors; when it is not the panels' last axis, blocks are transposed in
+// registers.
 #pragma once
-
 
 #include "gingham/core.h"
 #include "panel_gemm.h"
@@ -31,8 +31,8 @@ struct LineView {
 
 template <class E>
 inline LineView<E> view_lines(const gingham::MapView& map, Axis axis, const LineGroup& group) {
-  const int64_t offset = group.batch * map.batch_stride + group.frame * map.frame_stride +
-                         group.row * map.row_stride + group.column * map.column_stride;
+  const int64_t offset = group.batch * map.batch_stride + group.frame * map.frame_stride + group.row * map.row_stride +
+                         group.column * map.column_stride;
   const int64_t position = axis == Axis::row      ? map.column_stride
                            : axis == Axis::column ? map.row_stride
                                                   : map.frame_stride;
@@ -62,10 +62,11 @@ struct UnitLoader<BFloat16Pair, BFloat16> {
     const __m512i high = _mm512_cvtepu16_epi32(load_shorts(second, count));
     return (Vector<uint32_t>)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
   }
-  // Pairs along the contiguous axis itself: `elements` neighbours make elements / 2 units, the odd one paired with zero.
+  // Pairs along the contiguous axis itself: `elements` neighbours make elements / 2 units, the odd one paired with
+  // zero.
   static Vector<uint32_t> load_neighbours(const BFloat16* first, int64_t elements) {
-    return (Vector<uint32_t>)_mm512_maskz_loadu_epi16(
-        elements >= 32 ? 0xffffffffu : __mmask32((1u << elements) - 1), first);
+    return (Vector<uint32_t>)_mm512_maskz_loadu_epi16(elements >= 32 ? 0xffffffffu : __mmask32((1u << elements) - 1),
+                                                      first);
   }
 };
 #endif
@@ -120,7 +121,8 @@ inline void pack(typename U::Unit* panels, LineView<const E> view, int64_t chann
   if (contiguous == Contiguous::position) {
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t g = 0; g < lines; ++g) {
-        for (int64_t u = 0; u < stride; u += kN) store(panels + (g * rows + r) * stride + u, load_at(r * kStepC, g, u * kStepP));
+        for (int64_t u = 0; u < stride; u += kN)
+          store(panels + (g * rows + r) * stride + u, load_at(r * kStepC, g, u * kStepP));
       }
     }
     return;

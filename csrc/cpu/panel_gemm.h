@@ -108,7 +108,8 @@ inline void multiply_stripe(int64_t rows, Panel<U> a, const typename U::Unit* b,
 }
 
 // One column of C. When A's summed axis is contiguous, the lanes run along it; otherwise they run along the rows.
-// Both may read up to a vector past the end of A's contiguous axis: panels are padded (with zeros along the summed axis).
+// Both may read up to a vector past the end of A's contiguous axis: panels are padded (with zeros along the summed
+// axis).
 template <class U>
 inline void multiply_column(int64_t rows, Panel<U> a, const typename U::Unit* b, int64_t b_stride, typename U::Sum* c,
                             int64_t c_stride, int64_t count, bool accumulate, typename U::Unit* column) {
@@ -146,7 +147,8 @@ struct Stripes {
   int64_t vectors, count;
 
   explicit Stripes(int64_t columns) {
-    // A remainder of one or two columns (97 = 6 * 16 + 1) is cheaper one by one than as a vector that is mostly padding.
+    // A remainder of one or two columns (97 = 6 * 16 + 1) is cheaper one by one than as a vector that is mostly
+    // padding.
     const int64_t rest = columns % kN;
     const bool single = columns > kN && rest > 0 && rest <= 2;
     vectors = single ? columns / kN : (columns + kN - 1) / kN;
@@ -161,18 +163,25 @@ struct Stripes {
 // C[rows][columns] (+)= A B. A must have sum_stride 1 or row_stride 1. `column` is scratch for `count` units, padded.
 template <class U>
 inline void multiply(int64_t rows, int64_t columns, int64_t count, Panel<U> a, const typename U::Unit* b,
-                     int64_t b_stride, typename U::Sum* c, int64_t c_stride, bool accumulate,
-                     typename U::Unit* column, Prefetcher& prefetcher) {
+                     int64_t b_stride, typename U::Sum* c, int64_t c_stride, bool accumulate, typename U::Unit* column,
+                     Prefetcher& prefetcher) {
   constexpr int kN = kLanes<typename U::Sum>;
   const Stripes<U> stripes(columns);
   for (int64_t stripe = 0; stripe < stripes.count; ++stripe) {
-    const int64_t begin = stripes.vectors * stripe / stripes.count, end = stripes.vectors * (stripe + 1) / stripes.count;
+    const int64_t begin = stripes.vectors * stripe / stripes.count,
+                  end = stripes.vectors * (stripe + 1) / stripes.count;
     const auto* b_part = b + begin * kN;
     auto* c_part = c + begin * kN;
     switch (end - begin) {
-      case 1: multiply_stripe<U, 1>(rows, a, b_part, b_stride, c_part, c_stride, count, accumulate, prefetcher); break;
-      case 2: multiply_stripe<U, 2>(rows, a, b_part, b_stride, c_part, c_stride, count, accumulate, prefetcher); break;
-      case 3: multiply_stripe<U, 3>(rows, a, b_part, b_stride, c_part, c_stride, count, accumulate, prefetcher); break;
+      case 1:
+        multiply_stripe<U, 1>(rows, a, b_part, b_stride, c_part, c_stride, count, accumulate, prefetcher);
+        break;
+      case 2:
+        multiply_stripe<U, 2>(rows, a, b_part, b_stride, c_part, c_stride, count, accumulate, prefetcher);
+        break;
+      case 3:
+        multiply_stripe<U, 3>(rows, a, b_part, b_stride, c_part, c_stride, count, accumulate, prefetcher);
+        break;
       default:
         if constexpr (kMostVectors == 4) {
           multiply_stripe<U, 4>(rows, a, b_part, b_stride, c_part, c_stride, count, accumulate, prefetcher);

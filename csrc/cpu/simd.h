@@ -233,8 +233,9 @@ inline Vector<double> exponential(Vector<double> x) {
   const Vector<double> n = n_double - 6755399441055744.0;
   const Vector<double> r = (x - n * 6.93147180369123816490e-1) - n * 1.90821492927058770002e-10;
   Vector<double> p = broadcast(1.0 / 6227020800.0);
-  constexpr double kCoefficients[] = {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
-                                      1.0 / 5040,      1.0 / 720,      1.0 / 120,     1.0 / 24,     1.0 / 6, 0.5};
+  constexpr double kCoefficients[] = {
+      1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
+      1.0 / 720,       1.0 / 120,      1.0 / 24,      1.0 / 6,      0.5};
   for (double coefficient : kCoefficients) p = p * r + coefficient;
   p = p * (r * r) + r + 1.0;
   const Vector<int64_t> exponent = ((Vector<int64_t>)n_double << 52) + 0x3ff0000000000000LL;

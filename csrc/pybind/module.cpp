@@ -28,8 +28,9 @@ MapView view_of(const Map& map, DType dtype) {
   return {reinterpret_cast<void*>(map.first), s[0] / size, s[1] / size, s[2] / size, s[3] / size, s[4] / size};
 }
 
-gingham::CrissCrossForward criss_cross_call(const std::array<int64_t, 6>& shape, int dtype, double scale, const Map& query,
-                                            const Map& key, const Map& value, const Map& output, uintptr_t lse) {
+gingham::CrissCrossForward criss_cross_call(const std::array<int64_t, 6>& shape, int dtype, double scale,
+                                            const Map& query, const Map& key, const Map& value, const Map& output,
+                                            uintptr_t lse) {
   gingham::CrissCrossForward call;
   call.shape = {shape[0], shape[1], shape[2], shape[3], shape[4], shape[5]};
   call.dtype = DType(dtype);
@@ -60,7 +61,8 @@ void criss_cross_attention_cuda(std::array<int64_t, 6> shape, int dtype, double 
                                 Map output, uintptr_t lse, uintptr_t workspace, uintptr_t stream) {
   const auto call = criss_cross_call(shape, dtype, scale, query, key, value, output, lse);
   const py::gil_scoped_release release;
-  gingham::cuda::criss_cross_attention(call, false, reinterpret_cast<void*>(workspace), reinterpret_cast<void*>(stream));
+  gingham::cuda::criss_cross_attention(call, false, reinterpret_cast<void*>(workspace),
+                                       reinterpret_cast<void*>(stream));
 }
 #endif
 

@@ -22,12 +22,13 @@ CrissCrossShape checked_shape(const Tensor& query, const Tensor& key, const Tens
     require(map->device_type() == query.device_type() && map->device_index() == query.device_index(),
             "query, key and value must be on one device");
     for (int64_t d = 0; d < dim; ++d) {
-      require(d == 1 || map->size(d) == query.size(d), "query, key and value must have the same batch and spatial sizes");
+      require(d == 1 || map->size(d) == query.size(d),
+              "query, key and value must have the same batch and spatial sizes");
     }
   }
   require(key.size(1) == query.size(1), "query and key must have the same number of channels");
   require(query.size(1) > 0, "query must have at least one channel");
-  return {query.size(0), query.size(1),       value.size(1), dim == 5 ? query.size(2) : 1,
+  return {query.size(0),       query.size(1),      value.size(1), dim == 5 ? query.size(2) : 1,
           query.size(dim - 2), query.size(dim - 1)};
 }
 
@@ -54,14 +55,21 @@ struct LseLayout {
   }
 };
 
-void check_lse(const Tensor& lse, const Tensor& value) {
+// lse itself when it has that layout, otherwise a copy in `copy`.
+const Tensor& native_lse(const Tensor& lse, const Tensor& value, Tensor& copy) {
   const LseLayout expected(value);
   bool same = lse.dim() == expected.dim && lse.dtype() == expected.dtype && lse.device_type() == value.device_type() &&
               lse.device_index() == value.device_index();
+  bool contiguous = true;
   for (int64_t d = 0; same && d < expected.dim; ++d) {
-    same = lse.size(d) == expected.sizes[d] && (lse.size(d) <= 1 || lse.stride(d) == expected.strides[d]);
+    same = lse.size(d) == expected.sizes[d];
+    contiguous = contiguous && (lse.size(d) <= 1 || lse.stride(d) == expected.strides[d]);
   }
-  require(same, "lse must be what the forward returned");
+  require(same, "lse must have the shape, dtype and device of what the forward returned");
+  if (contiguous) return lse;
+  copy = Tensor::empty(expected.dim, expected.sizes, expected.strides, expected.dtype, value);
+  check(aoti_torch_copy_(copy.handle(), lse.handle(), 0), "copy a tensor");
+  return copy;
 }
 
 template <bool cuda>
@@ -106,15 +114,14 @@ void backward(StableIValue* stack, uint64_t, uint64_t) {
   call.scale = double_argument(stack[6]);
   check_like(grad, value, "grad_output must have the shape, dtype and device of value");
   check_like(output, value, "output must have the shape, dtype and device of value");
-  check_lse(lse, value);
   const bool channels_last = is_channels_last(value);
-  Tensor copies[5];
+  Tensor copies[5], lse_copy;
   call.query = read_view(native_map(query, channels_last, copies[0]));
   call.key = read_view(native_map(key, channels_last, copies[1]));
   call.value = read_view(native_map(value, channels_last, copies[2]));
   call.output = read_view(native_map(output, channels_last, copies[3]));
   call.grad_output = read_view(native_map(grad, channels_last, copies[4]));
-  call.lse = lse.data();
+  call.lse = native_lse(lse, value, lse_copy).data();
   Tensor grad_query = empty_map(query.sizes(), query, channels_last);
   Tensor grad_key = empty_map(key.sizes(), key, channels_last);
   Tensor grad_value = empty_map(value.sizes(), value, channels_last);
@@ -143,7 +150,8 @@ void define_criss_cross_attention(Library& library) {
   for (const char* prefix : {"", "_"}) {
     const std::string name = prefix + std::string("criss_cross_attention");
     library.define(
-        (name + "(Tensor query, Tensor key, Tensor value, float scale, bool allow_tf32=False) -> (Tensor, Tensor)").c_str());
+        (name + "(Tensor query, Tensor key, Tensor value, float scale, bool allow_tf32=False) -> (Tensor, Tensor)")
+            .c_str());
     library.define((name +
                     "_backward(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor output, Tensor lse, "
                     "float scale, bool allow_tf32=False) -> (Tensor, Tensor, Tensor)")

@@ -16,7 +16,8 @@ using DeviceGuardHandle = DeviceGuardOpaque*;
 using AOTITorchError = int32_t;
 using StableIValue = uint64_t;
 
-AOTITorchError aoti_torch_library_init_def(const char* ns, const char* file, uint32_t line, TorchLibraryHandle* library);
+AOTITorchError aoti_torch_library_init_def(const char* ns, const char* file, uint32_t line,
+                                           TorchLibraryHandle* library);
 AOTITorchError aoti_torch_library_init_impl(const char* ns, const char* key, const char* file, uint32_t line,
                                             TorchLibraryHandle* library);
 AOTITorchError aoti_torch_library_def(TorchLibraryHandle library, const char* schema);
@@ -42,8 +43,8 @@ int32_t aoti_torch_dtype_float32();
 int32_t aoti_torch_dtype_float64();
 int32_t aoti_torch_dtype_uint8();
 
-AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t grain,
-                                  void (*function)(int64_t, int64_t, void*), void* context);
+AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t grain, void (*function)(int64_t, int64_t, void*),
+                                  void* context);
 AOTITorchError torch_get_num_threads(uint32_t* threads);
 
 AOTITorchError aoti_torch_create_device_guard(int32_t device_index, DeviceGuardHandle* guard);

@@ -109,7 +109,8 @@ inline const Tensor& native_map(const Tensor& map, bool channels_last, Tensor& c
 
 inline MapView view_of(const Tensor& map, void* data) {
   const int64_t last = map.dim() - 1;
-  return {data, map.stride(0), map.stride(1), map.dim() == 5 ? map.stride(2) : 0, map.stride(last - 1), map.stride(last)};
+  return {
+      data, map.stride(0), map.stride(1), map.dim() == 5 ? map.stride(2) : 0, map.stride(last - 1), map.stride(last)};
 }
 inline MapView read_view(const Tensor& map) { return view_of(map, const_cast<void*>(map.data())); }
 inline MapView write_view(const Tensor& map) { return view_of(map, map.mutable_data()); }

@@ -117,7 +117,9 @@ def _check(arrays: dict[str, Any]) -> None:
     if query.shape[1] == 0:
         raise ValueError(f"criss_cross_attention: query must have at least one channel, got shape {query.shape}")
     if arrays["key"].shape != query.shape:
-        raise ValueError(f"criss_cross_attention: key must have the shape of query {query.shape}, got {arrays['key'].shape}")
+        raise ValueError(
+            f"criss_cross_attention: key must have the shape of query {query.shape}, got {arrays['key'].shape}"
+        )
     if value.ndim != query.ndim or (value.shape[0], *value.shape[2:]) != (query.shape[0], *query.shape[2:]):
         wanted = ", ".join(str(s) for s in (query.shape[0], "Cv", *query.shape[2:]))
         raise ValueError(f"criss_cross_attention: value must be [{wanted}] to match query, got shape {value.shape}")
@@ -130,7 +132,9 @@ def _check(arrays: dict[str, Any]) -> None:
                 raise ValueError("criss_cross_attention: out must be writeable, got a read-only array")
             for name in ("query", "key", "value"):
                 if np.may_share_memory(out, arrays[name]):
-                    raise ValueError(f"criss_cross_attention: out must share no memory with the inputs, got that of {name}")
+                    raise ValueError(
+                        f"criss_cross_attention: out must share no memory with the inputs, got that of {name}"
+                    )
 
 
 def _thread_count(threads: int | None) -> int:

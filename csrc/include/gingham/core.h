@@ -1,4 +1,5 @@
-// What every operator's interface is made of: element types, parallel loops, errors. No torch, no Python, no CUDA header.
+// What every operator's interface is made of: element types, parallel loops, errors. No torch, no Python, no CUDA
+// header.
 #pragma once
 
 #include <cstddef>
@@ -11,12 +12,11 @@ namespace gingham {
 
 enum class DType : int32_t { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3 };
 
-constexpr int64_t element_size(DType dtype) {
-  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
-}
+constexpr int64_t element_size(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
 
 // Calls fn(begin, end, context) on disjoint ranges that cover [0, count), perhaps on several threads, and returns when
-// all are done. The caller of an operator supplies it, so that the core owns no threads: torch's pool, our own, or none.
+// all are done. The caller of an operator supplies it, so that the core owns no threads: torch's pool, our own, or
+// none.
 using RangeFn = void (*)(int64_t begin, int64_t end, void* context);
 using ParallelFor = void (*)(int64_t count, int64_t grain, RangeFn fn, void* context);
 

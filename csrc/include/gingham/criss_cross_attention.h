@@ -45,7 +45,8 @@ namespace cpu {
 GINGHAM_API size_t workspace_size(const CrissCrossForward& call, int threads);
 GINGHAM_API size_t workspace_size(const CrissCrossBackward& call, int threads);
 // workspace: at least workspace_size bytes, aligned to 64. Results do not depend on `threads`.
-GINGHAM_API void criss_cross_attention(const CrissCrossForward& call, int threads, void* workspace, ParallelFor parallel_for);
+GINGHAM_API void criss_cross_attention(const CrissCrossForward& call, int threads, void* workspace,
+                                       ParallelFor parallel_for);
 GINGHAM_API void criss_cross_attention_backward(const CrissCrossBackward& call, int threads, void* workspace,
                                                 ParallelFor parallel_for);
 }  // namespace cpu

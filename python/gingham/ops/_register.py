@@ -12,7 +12,9 @@ FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 def fold_into_batch(size: int, tensors: Sequence[Tensor], axes: Sequence[int | None]) -> list[Tensor]:
     """Moves each tensor's mapped axis into its batch axis; tensors that are not mapped are repeated."""
-    moved = (x.expand(size, *x.shape) if axis is None else x.movedim(axis, 0) for x, axis in zip(tensors, axes, strict=True))
+    moved = (
+        x.expand(size, *x.shape) if axis is None else x.movedim(axis, 0) for x, axis in zip(tensors, axes, strict=True)
+    )
     return [x.flatten(0, 1) for x in moved]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,16 +50,18 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: f
         torch.Size([2, 32, 5, 6])
     """
     try:
-        device = value.device.type
+        device = "cuda" if value.is_cuda else "cpu"
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             query, key, value = cast(query, dtype), cast(key, dtype), cast(value, dtype)
-        allow_tf32 = device == "cuda" and torch.backends.cuda.matmul.allow_tf32
+        allow_tf32 = value.is_cuda and torch.backends.cuda.matmul.allow_tf32
         if torch.compiler.is_compiling():
             _check(query, key, value, scale)
             return _forward(query, key, value, scale, allow_tf32)[0]
+        if torch._C._are_functorch_transforms_active():
+            return _Transformable.apply(query, key, value, scale, allow_tf32)[0]
         if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
-            return _CrissCrossAttention.apply(query, key, value, scale, allow_tf32)[0]
+            return _CrissCrossAttention.apply(query, key, value, scale, allow_tf32)
         return _raw_forward(query, key, value, scale, allow_tf32)[0]
     except (RuntimeError, TypeError, AttributeError):
         _check(query, key, value, scale)  # says what is wrong with the arguments, if that is the reason
@@ -139,21 +142,37 @@ def _fake_backward(
 
 
 class _CrissCrossAttention(torch.autograd.Function):
-    """The eager path. torch.func transforms work through setup_context and vmap."""
+    """The eager path. In the style without setup_context, whose binding of arguments takes longer than the operator."""
 
     @staticmethod
-    def forward(query: Tensor, key: Tensor, value: Tensor, scale: float, allow_tf32: bool) -> Any:
-        return _raw_forward(query, key, value, scale, allow_tf32)
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, allow_tf32: bool) -> Tensor:
+        output, lse = _raw_forward(query, key, value, scale, allow_tf32)
+        ctx.save_for_backward(query, key, value, output, lse)
+        ctx.scale, ctx.allow_tf32 = scale, allow_tf32
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        call = _backward if torch.is_grad_enabled() else _raw_backward
+        return *call(grad_output, *ctx.saved_tensors, ctx.scale, ctx.allow_tf32), None, None
+
+
+class _Transformable(torch.autograd.Function):
+    """The path under torch.func transforms, which need setup_context and a vmap rule."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> Any:
+        return _raw_forward(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _save(ctx, inputs, output)
+        query, key, value, ctx.scale, ctx.allow_tf32 = inputs
+        ctx.save_for_backward(query, key, value, *output)
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, grad_lse: Tensor | None) -> Any:
-        call = _backward if torch.is_grad_enabled() else _raw_backward
-        grads = call(grad_output, *ctx.saved_tensors, ctx.scale, ctx.allow_tf32)
+        grads = _TransformableBackward.apply(grad_output, *ctx.saved_tensors, ctx.scale, ctx.allow_tf32)
         return *grads, None, None
 
     @staticmethod
@@ -161,29 +180,34 @@ class _CrissCrossAttention(torch.autograd.Function):
         return _vmap_forward(info, in_dims, *arguments)
 
 
-def _save(ctx: Any, inputs: Any, output: Any) -> None:
-    query, key, value, ctx.scale, ctx.allow_tf32 = inputs
-    ctx.save_for_backward(query, key, value, *output)
+class _TransformableBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(*arguments: Any) -> Any:
+        return _raw_backward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        grad_output, query, key, value, _, _, ctx.scale, _ = inputs
+        ctx.save_for_backward(grad_output, query, key, value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        # The first gradients as a function of (grad_output, query, key, value), differentiated through the definition;
+        # output and lse depend on the same inputs, so nothing is left for them.
+        def first_gradients(grad_output: Tensor, *maps: Tensor) -> Any:
+            definition = partial(reference.criss_cross_attention, scale=ctx.scale)
+            return torch.func.vjp(definition, *maps)[1](grad_output)
+
+        second = torch.func.vjp(first_gradients, *ctx.saved_tensors)[1](grads)
+        return *second, None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        return _vmap_backward(info, in_dims, *arguments)
 
 
 def _formula(ctx: Any, grad_output: Tensor, grad_lse: Tensor | None) -> Any:
     return *_backward(grad_output, *ctx.saved_tensors, ctx.scale, ctx.allow_tf32), None, None
-
-
-def _save_backward(ctx: Any, inputs: Any, output: Any) -> None:
-    grad_output, query, key, value, _, _, ctx.scale, _ = inputs
-    ctx.save_for_backward(grad_output, query, key, value)
-
-
-def _second_formula(ctx: Any, *grads: Tensor) -> Any:
-    # The first gradients as a function of (grad_output, query, key, value), differentiated through the definition;
-    # output and lse depend on the same inputs, so nothing is left for them.
-    with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in ctx.saved_tensors]
-        output = reference.criss_cross_attention(*leaves[1:], scale=ctx.scale)
-        first = torch.autograd.grad(output, leaves[1:], leaves[0], create_graph=True)
-        second = torch.autograd.grad(first, leaves, grads, allow_unused=True, materialize_grads=True)
-    return *second, None, None, None, None
 
 
 # ------------------------------------------------------------------------------------------------ vmap
@@ -191,12 +215,14 @@ def _second_formula(ctx: Any, *grads: Tensor) -> Any:
 
 def _vmap_forward(info: Any, in_dims: Any, query: Tensor, key: Tensor, value: Tensor, *options: Any) -> Any:
     maps = fold_into_batch(info.batch_size, (query, key, value), in_dims[:3])
-    return unfold_from_batch(info.batch_size, _forward(*maps, *options))
+    call = _Transformable.apply if torch._C._are_functorch_transforms_active() else _forward
+    return unfold_from_batch(info.batch_size, call(*maps, *options))
 
 
 def _vmap_backward(info: Any, in_dims: Any, *arguments: Any) -> Any:
     maps = fold_into_batch(info.batch_size, arguments[:6], in_dims[:6])
-    return unfold_from_batch(info.batch_size, _backward(*maps, *arguments[6:]))
+    call = _TransformableBackward.apply if torch._C._are_functorch_transforms_active() else _backward
+    return unfold_from_batch(info.batch_size, call(*maps, *arguments[6:]))
 
 
 for _prefix in ("gingham::", "gingham::_"):
@@ -205,8 +231,12 @@ for _prefix in ("gingham::", "gingham::_"):
     torch.library.register_fake(f"{_name}_backward", _fake_backward)
     torch.library.register_vmap(_name, _vmap_forward)
     torch.library.register_vmap(f"{_name}_backward", _vmap_backward)
-torch.library.register_autograd("gingham::criss_cross_attention", _formula, setup_context=_save)
-torch.library.register_autograd("gingham::criss_cross_attention_backward", _second_formula, setup_context=_save_backward)
+torch.library.register_autograd("gingham::criss_cross_attention", _formula, setup_context=_Transformable.setup_context)
+torch.library.register_autograd(
+    "gingham::criss_cross_attention_backward",
+    _TransformableBackward.backward,
+    setup_context=_TransformableBackward.setup_context,
+)
 
 
 def _autocast(device: str, key: torch._C.DispatchKey) -> Any:
