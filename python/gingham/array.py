@@ -1,7 +1,7 @@
 """The operators on NumPy and CuPy arrays. Imports no torch.
 
-NumPy arrays are computed on `threads` CPU threads (all cores unless the environment variable ``GINGHAM_NUM_THREADS`` or the
-argument says otherwise), CuPy arrays on CuPy's current device and stream.
+NumPy arrays are computed on `threads` CPU threads (all cores unless the environment variable ``GINGHAM_NUM_THREADS``
+or the argument says otherwise), CuPy arrays on CuPy's current device and stream.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def criss_cross_attention(
     The operator of `gingham.ops.criss_cross_attention` (CCNet, https://arxiv.org/abs/1811.11721), without gradients.
 
     Args:
-        query: [B, Ck, H, W] or [B, Ck, T, H, W], NumPy or CuPy; float32, float64, float16, or bfloat16 of ml_dtypes. Maps
-            whose columns or channels are adjacent in memory are read in place, others are copied.
+        query: [B, Ck, H, W] or [B, Ck, T, H, W], NumPy or CuPy; float32, float64, float16, or bfloat16 of ml_dtypes.
+            Maps whose columns or channels are adjacent in memory are read in place, others are copied.
         key: shape and dtype of `query`.
         value: [B, Cv, *S], batch, spatial sizes and dtype of `query`.
         scale: factor on the logits.
-        out: where the result goes: shape and dtype of `value`, writeable, sharing no memory with the inputs. A new array
-            in the memory order of `value` when None.
+        out: where the result goes: shape and dtype of `value`, writeable, sharing no memory with the inputs. A new
+            array in the memory order of `value` when None.
         threads: number of CPU threads; not for CuPy.
 
     Returns:

@@ -14,8 +14,8 @@ from gingham.ops._register import FLOATING, autocast_dtype, cast, describe, fold
 
 load_torch_operators()
 
-# The public operators carry autograd formulas, for torch.compile and torch.export. The others are the same kernels without,
-# for the eager path below, which is several microseconds faster than a formula registered from Python.
+# The public operators carry autograd formulas, for torch.compile and torch.export. The others are the same kernels
+# without, for the eager path below, which is several microseconds faster than a formula registered from Python.
 _forward = torch.ops.gingham.criss_cross_attention.default
 _backward = torch.ops.gingham.criss_cross_attention_backward.default
 _raw_forward = torch.ops.gingham._criss_cross_attention.default
@@ -29,8 +29,8 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: f
     positions. No attention weights are stored; backward keeps the log-sum-exp of each position.
 
     Args:
-        query: [B, Ck, H, W] or [B, Ck, T, H, W]; float32, float64, float16 or bfloat16, on CPU or CUDA, with any strides
-            (maps whose columns or channels are adjacent in memory are read in place).
+        query: [B, Ck, H, W] or [B, Ck, T, H, W]; float32, float64, float16 or bfloat16, on CPU or CUDA, with any
+            strides (maps whose columns or channels are adjacent in memory are read in place).
         key: shape, dtype and device of `query`.
         value: [B, Cv, *S], batch, spatial sizes, dtype and device of `query`.
         scale: factor on the logits. CCNet uses none: 1.0.
@@ -100,7 +100,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
         if x.dim() != query.dim() or any(e not in ("Cv", s) for e, s in zip(expected, x.shape, strict=True)):
             wanted = ", ".join(str(e) for e in expected)
             raise ValueError(
-                f"criss_cross_attention: {name} must be [{wanted}] to match query {list(query.shape)}, got {describe(x)}"
+                f"criss_cross_attention: {name} must be [{wanted}] to match query {list(query.shape)}, "
+                f"got {describe(x)}"
             )
 
 
