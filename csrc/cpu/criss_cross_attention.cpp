@@ -158,28 +158,47 @@ size_t scratch_size(const CrissCrossShape& shape, const Passes& passes, int squa
   return most;
 }
 
-// Runs task(index, worker) for every index in [0, count). Workers take the next index when they are free.
+// Runs task(index, worker) for every index in [begin, end). Workers take the next index when they are free.
 template <class Task>
-void run(int64_t count, int threads, ParallelFor parallel_for, const Task& task) {
+void run(int64_t begin, int64_t end, int threads, ParallelFor parallel_for, const Task& task) {
   struct Shared {
     const Task* task;
-    int64_t count, next;
-  } shared{&task, count, 0};
+    int64_t next, end;
+  } shared{&task, begin, end};
   const gingham::RangeFn work = [](int64_t begin, int64_t end, void* context) {
     auto* s = static_cast<Shared*>(context);
     for (int64_t worker = begin; worker < end; ++worker) {
       for (;;) {
         const int64_t index = __atomic_fetch_add(&s->next, 1, __ATOMIC_RELAXED);
-        if (index >= s->count) break;
+        if (index >= s->end) break;
         (*s->task)(index, worker);
       }
     }
   };
-  const int64_t workers = smaller(count, threads);
+  const int64_t workers = smaller(end - begin, threads);
   if (workers == 1) {
     work(0, 1, &shared);
   } else {
     parallel_for(workers, 1, work, &shared);
+  }
+}
+
+// Runs task(pass, group, worker) for every group of every pass, one pass after the other, on as few images at a time as
+// keep all threads busy: what one pass wrote is still in cache when the next one reads it.
+template <class Task>
+void run_passes(const CrissCrossShape& shape, const Passes& passes, int threads, ParallelFor parallel_for,
+                const Task& task) {
+  int64_t fewest = passes.items[0].groups();
+  for (int i = 1; i < passes.count; ++i) fewest = smaller(fewest, passes.items[i].groups());
+  const int64_t images = larger(1, 4 * threads * shape.batch / fewest);
+  for (int64_t first = 0; first < shape.batch; first += images) {
+    const int64_t last = smaller(first + images, shape.batch);
+    for (int i = 0; i < passes.count; ++i) {
+      const Pass& pass = passes.items[i];
+      const int64_t groups = pass.groups() / shape.batch;
+      run(first * groups, last * groups, threads, parallel_for,
+          [&](int64_t index, int64_t worker) { task(pass, index, worker); });
+    }
   }
 }
 
@@ -526,12 +545,9 @@ struct Kernel {
     if (is_empty(call.shape)) return;
     const Passes passes = passes_of(call.shape, is_first(call));
     const size_t size = scratch_size<U>(call.shape, passes, 1);
-    for (int i = 0; i < passes.count; ++i) {
-      const Pass& pass = passes.items[i];
-      run(pass.groups(), threads, parallel_for, [&](int64_t index, int64_t worker) {
-        forward_group<U, E>(call, pass, passes.first, index, static_cast<char*>(workspace) + size_t(worker) * size);
-      });
-    }
+    run_passes(call.shape, passes, threads, parallel_for, [&](const Pass& pass, int64_t index, int64_t worker) {
+      forward_group<U, E>(call, pass, passes.first, index, static_cast<char*>(workspace) + size_t(worker) * size);
+    });
   }
   static void run_backward(const CrissCrossBackward& call, int threads, void* workspace, ParallelFor parallel_for) {
     if (is_empty(call.shape)) return;
@@ -539,19 +555,16 @@ struct Kernel {
     const size_t size = scratch_size<U>(call.shape, passes, 2);
     Sum* delta = static_cast<Sum*>(workspace);
     char* memory = static_cast<char*>(workspace) + delta_size(call.shape);
-    run(call.shape.batch * call.shape.frames * call.shape.rows, threads, parallel_for,
+    run(0, call.shape.batch * call.shape.frames * call.shape.rows, threads, parallel_for,
         [&](int64_t index, int64_t) { delta_row<E>(call, passes.first, index, delta); });
-    for (int i = 0; i < passes.count; ++i) {
-      const Pass& pass = passes.items[i];
-      run(pass.groups(), threads, parallel_for, [&](int64_t index, int64_t worker) {
-        char* scratch = memory + size_t(worker) * size;
-        if (pass.axis == Axis::row) {
-          backward_group<U, Merge::write, E>(call, delta, pass, passes.first, index, scratch);
-        } else {
-          backward_group<U, Merge::add, E>(call, delta, pass, passes.first, index, scratch);
-        }
-      });
-    }
+    run_passes(call.shape, passes, threads, parallel_for, [&](const Pass& pass, int64_t index, int64_t worker) {
+      char* scratch = memory + size_t(worker) * size;
+      if (pass.axis == Axis::row) {
+        backward_group<U, Merge::write, E>(call, delta, pass, passes.first, index, scratch);
+      } else {
+        backward_group<U, Merge::add, E>(call, delta, pass, passes.first, index, scratch);
+      }
+    });
   }
 };
 
