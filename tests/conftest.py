@@ -1,0 +1,32 @@
+"""What all tests share: repeatable property tests, and CUDA tests that skip themselves where there is no device."""
+
+import pytest
+
+try:
+    import hypothesis
+except ImportError:  # only the operator tests need it
+    pass
+else:
+    hypothesis.settings.register_profile(
+        "repeatable", derandomize=True, deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
+    )
+    hypothesis.settings.load_profile("repeatable")
+
+
+def _no_cuda() -> str | None:
+    """Why CUDA tests cannot run; None when they can."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "needs a CUDA device"
+    from gingham._library import native
+
+    return None if native().cuda_architectures else "this gingham was built without CUDA"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("cuda")]
+    reason = _no_cuda() if marked else None
+    if reason:
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=reason))

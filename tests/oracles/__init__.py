@@ -1,0 +1,1 @@
+"""Slow, independent statements of what the operators compute."""
