@@ -218,6 +218,7 @@ void correlate(LineView<const E> left, LineView<const E> right, int64_t channels
   const int64_t stride = scratch.stride, chunk = scratch.chunk * U::kPair;
   Unit* left_panels = reinterpret_cast<Unit*>(scratch.panels[0]);
   Unit* right_panels = reinterpret_cast<Unit*>(scratch.panels[1]);
+  if (channels == 0) __builtin_memset(squares, 0, size_t(group.lines * stride * stride) * sizeof(*squares));
   for (int64_t c = 0; c < channels; c += chunk) {
     const int64_t count = smaller(chunk, channels - c), rows = panel_rows<U, PairAxis::channel>(count);
     pack<U, PairAxis::channel>(left_panels, from_channel(left, c), count, group.lines, group.length, contiguous);
