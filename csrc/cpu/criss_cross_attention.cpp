@@ -302,10 +302,18 @@ void transpose_square(Sum* square, int64_t stride) {
   }
 }
 
-// The pixel itself belongs to the row pass only.
+// Prepares the logits of a line for the factor `scale`, which softmax applies: the pixel itself belongs to the row pass
+// only, so elsewhere the diagonal becomes what scales to minus infinity. Returns the factor to apply: not 0, which
+// would make NaN of that.
 template <class Sum>
-void mask_diagonal(Sum* square, int64_t length, int64_t stride) {
-  for (int64_t i = 0; i < length; ++i) square[i * stride + i] = -HUGE_VAL;
+Sum mask_logits(Sum* square, double scale, bool keep_diagonal, int64_t length, int64_t stride) {
+  if (scale == 0) {
+    __builtin_memset(square, 0, size_t(length * stride) * sizeof(*square));
+    scale = 1;
+  }
+  const Sum masked = scale > 0 ? -HUGE_VAL : HUGE_VAL;
+  for (int64_t i = 0; i < length && !keep_diagonal; ++i) square[i * stride + i] = masked;
+  return Sum(scale);
 }
 
 // A contiguous [batch, frames, rows, columns] array of one number per position, seen as lines.
@@ -383,8 +391,8 @@ void forward_group(const CrissCrossForward& call, const Pass& pass, bool channel
   if (!first) gather<Sum>({stored.data, 0, stored.line_stride, stored.position_stride}, lse, group, stride);
   for (int64_t g = 0; g < group.lines; ++g) {
     Sum* square = logits + g * stride * stride;
-    if (!first) mask_diagonal(square, group.length, stride);
-    softmax_line(square, lse + g * stride, weights + g * stride, Sum(call.scale), first, group.length, stride);
+    const Sum scale = mask_logits(square, call.scale, first, group.length, stride);
+    softmax_line(square, lse + g * stride, weights + g * stride, scale, first, group.length, stride);
     to_units<U>(square, reinterpret_cast<Unit*>(square), group.length, stride);
     for (int64_t p = 0; p < group.length; ++p) {
       stored.data[g * stored.line_stride + p * stored.position_stride] = lse[g * stride + p];
@@ -442,14 +450,14 @@ void delta_row(const CrissCrossBackward& call, bool channels_are_first, int64_t 
 
 // logits^T -> probabilities^T, and products^T[j][i] = value_j . grad_output_i -> dlogits^T.
 template <class Sum>
-void softmax_backward_line(Sum* logits, Sum* products, const Sum* lse, const Sum* delta, Sum scale, int64_t length,
-                           int64_t stride) {
+void softmax_backward_line(Sum* logits, Sum* products, const Sum* lse, const Sum* delta, Sum scale, Sum outer_scale,
+                           int64_t length, int64_t stride) {
   for (int64_t i = 0; i < length; i += kLanes<Sum>) {
     const Vector<Sum> lse_i = load(lse + i), delta_i = load(delta + i);
     for (int64_t j = 0; j < length; ++j) {
       const Vector<Sum> p = exponential(load(logits + j * stride + i) * scale - lse_i);
       store(logits + j * stride + i, p);
-      store(products + j * stride + i, p * (load(products + j * stride + i) - delta_i) * scale);
+      store(products + j * stride + i, p * (load(products + j * stride + i) - delta_i) * outer_scale);
     }
   }
 }
@@ -477,9 +485,9 @@ void backward_group(const CrissCrossBackward& call, const typename U::Sum* delta
   gather<Sum>(position_values(delta, call.shape, pass.axis, group), delta_lines, group, stride);
   for (int64_t g = 0; g < group.lines; ++g) {
     Sum* square = logits + g * area;
-    if (pass.axis != Axis::row) mask_diagonal(square, group.length, stride);
-    softmax_backward_line(square, dlogits + g * area, lse_lines + g * stride, delta_lines + g * stride, Sum(call.scale),
-                          group.length, stride);
+    const Sum scale = mask_logits(square, call.scale, pass.axis == Axis::row, group.length, stride);
+    softmax_backward_line(square, dlogits + g * area, lse_lines + g * stride, delta_lines + g * stride, scale,
+                          Sum(call.scale), group.length, stride);
     transpose_square(square, stride);
     to_units<U>(square, reinterpret_cast<Unit*>(square), group.length, stride);
   }
