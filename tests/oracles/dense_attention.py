@@ -1,7 +1,7 @@
 """Criss-cross attention as full attention over all N = T H W positions whose off-cross logits are -inf, in float64.
 
-The gradients are written out rather than differentiated, so that beside each sum stands the sum of its absolute terms: the
-size that its rounding errors are relative to.
+The gradients are written out rather than differentiated, so that beside each sum stands the sum of its absolute terms,
+the size that its rounding errors are relative to.
 """
 
 from __future__ import annotations

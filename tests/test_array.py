@@ -1,0 +1,290 @@
+"""gingham.array: the operators on NumPy arrays, without torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gingham.array import criss_cross_attention
+from oracles.dense_attention import dense_attention
+
+Array = np.ndarray[Any, Any]
+
+# Largest error, relative to the largest value: a few epsilons of the dtype.
+BOUNDS = {
+    np.dtype(np.float64): 1e-14,
+    np.dtype(np.float32): 5e-6,
+    np.dtype(np.float16): 2e-3,
+    np.dtype(ml_dtypes.bfloat16): 2e-2,
+}
+DTYPES = list(BOUNDS)
+
+
+def maps(
+    *size: int, batch: int = 2, channels: tuple[int, int] = (5, 7), dtype: Any = np.float32, seed: int = 0
+) -> list[Array]:
+    """Query, key and value."""
+    generator = np.random.default_rng(seed)
+    return [generator.standard_normal((batch, c, *size)).astype(dtype) for c in (channels[0], channels[0], channels[1])]
+
+
+def exact(query: Array, key: Array, value: Array, scale: float = 1.0) -> Array:
+    tensors = (torch.from_numpy(np.ascontiguousarray(x.astype(np.float64))) for x in (query, key, value))
+    return dense_attention(*tensors, scale=scale).numpy()
+
+
+def assert_agrees(got: Array, query: Array, key: Array, value: Array, scale: float = 1.0) -> None:
+    assert got.shape == value.shape
+    assert got.dtype == value.dtype
+    bound = BOUNDS[value.dtype] * float(np.abs(value.astype(np.float64)).max(initial=0))
+    error = np.abs(got.astype(np.float64) - exact(query, key, value, scale))
+    assert bool((error <= bound).all()), f"off by {error.max()}, allowed are {bound}"
+
+
+def contiguous(x: Array) -> Array:
+    return np.ascontiguousarray(x)
+
+
+def channels_last(x: Array) -> Array:
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+
+
+def sliced(x: Array) -> Array:
+    room = np.full([extent + 3 for extent in x.shape], np.nan, dtype=x.dtype)
+    view = room[tuple(slice(1, 1 + extent) for extent in x.shape)]
+    view[...] = x
+    return view
+
+
+def reversed_rows(x: Array) -> Array:
+    return np.ascontiguousarray(x[..., ::-1, :])[..., ::-1, :]
+
+
+def reversed_everywhere(x: Array) -> Array:
+    backwards = (slice(None, None, -1),) * x.ndim
+    return np.ascontiguousarray(x[backwards])[backwards]
+
+
+def transposed(x: Array) -> Array:
+    return np.ascontiguousarray(x.swapaxes(-1, -2)).swapaxes(-1, -2)
+
+
+def fortran(x: Array) -> Array:
+    return np.asfortranarray(x)
+
+
+def broadcast(x: Array) -> Array:
+    return np.broadcast_to(x[:1, :1], x.shape)
+
+
+def unaligned(x: Array) -> Array:
+    """Elements that do not start at multiples of their size, as in packed records."""
+    records = np.zeros(x.shape, dtype=[("pad", np.uint8), ("x", x.dtype)])
+    records["x"] = x
+    return records["x"]
+
+
+def read_only(x: Array) -> Array:
+    x.flags.writeable = False
+    return x
+
+
+LAYOUTS = [
+    contiguous,
+    channels_last,
+    sliced,
+    reversed_rows,
+    reversed_everywhere,
+    transposed,
+    fortran,
+    broadcast,
+    unaligned,
+    read_only,
+]
+
+
+def test_uniform_attention_gives_the_golden_values() -> None:
+    value = np.arange(6, dtype=np.float32).reshape(1, 1, 2, 3)
+    none = np.zeros((1, 2, 2, 3), dtype=np.float32)
+    golden = [[1.5, 2.75, 4.0], [6.0, 7.25, 8.5]]
+    np.testing.assert_allclose((criss_cross_attention(none, none, value) + value)[0, 0], golden, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [(5, 6), (1, 7), (7, 1), (1, 1), (31, 33), (4, 5, 6), (1, 5, 6), (33, 2, 3)])
+def test_agrees_with_dense_attention(size: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    arguments = maps(*size, dtype=dtype)
+    assert_agrees(criss_cross_attention(*arguments, scale=0.5), *arguments, 0.5)
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_agrees_with_dense_attention_whatever_the_arguments(data: st.DataObject) -> None:
+    size = data.draw(
+        st.lists(st.integers(1, 17), min_size=2, max_size=3).filter(lambda s: np.prod(s) <= 300), label="size"
+    )
+    plain = maps(
+        *size,
+        batch=data.draw(st.integers(1, 3), label="batch"),
+        channels=data.draw(st.tuples(st.integers(1, 19), st.integers(1, 19)), label="channels"),
+        dtype=data.draw(st.sampled_from(DTYPES), label="dtype"),
+    )
+    arguments = [data.draw(st.sampled_from(LAYOUTS), label="layout")(x) for x in plain]
+    threads = data.draw(st.integers(1, 3), label="threads")
+    assert_agrees(criss_cross_attention(*arguments, scale=0.5, threads=threads), *arguments, 0.5)
+
+
+def test_agrees_with_the_torch_operator_bit_for_bit() -> None:
+    from gingham.ops import criss_cross_attention as torch_attention
+
+    arguments = maps(9, 33)
+    expected = torch_attention(*(torch.from_numpy(x) for x in arguments)).numpy()
+    assert np.array_equal(criss_cross_attention(*arguments), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_number_of_threads_changes_no_bit(dtype: np.dtype[Any]) -> None:
+    arguments = maps(17, 33, batch=3, dtype=dtype)
+    alone = criss_cross_attention(*arguments, threads=1)
+    for threads in (2, 3, 8, None):
+        assert criss_cross_attention(*arguments, threads=threads).tobytes() == alone.tobytes()
+
+
+def test_results_have_the_memory_order_of_value() -> None:
+    query, key, value = maps(5, 6)
+    assert criss_cross_attention(query, key, value).flags.c_contiguous
+    assert np.moveaxis(criss_cross_attention(query, key, channels_last(value)), 1, -1).flags.c_contiguous
+
+
+@pytest.mark.parametrize("layout", [contiguous, channels_last, sliced, reversed_everywhere, transposed, unaligned])
+@pytest.mark.parametrize("value_layout", [contiguous, channels_last])
+def test_out_takes_the_result_and_nothing_beside_it(
+    layout: Callable[[Array], Array], value_layout: Callable[[Array], Array]
+) -> None:
+    query, key, value = (value_layout(x) for x in maps(5, 6))
+    out = layout(np.full_like(np.ascontiguousarray(value), np.nan))
+    room = out
+    while isinstance(room.base, np.ndarray):
+        room = room.base
+    assert criss_cross_attention(query, key, value, out=out) is out
+    np.testing.assert_array_equal(out, criss_cross_attention(query, key, value))
+    if layout is sliced:
+        assert int(np.isfinite(room).sum()) == out.size
+
+
+def test_empty_arrays() -> None:
+    for batch, size, channels in ((0, (4, 5), (5, 7)), (2, (0, 5), (5, 7)), (2, (4, 0), (5, 7)), (2, (4, 5), (5, 0))):
+        arguments = maps(*size, batch=batch, channels=channels)
+        assert criss_cross_attention(*arguments).shape == arguments[2].shape
+        assert criss_cross_attention(*arguments, out=np.empty_like(arguments[2])).shape == arguments[2].shape
+
+
+def test_calls_from_several_threads_at_once() -> None:
+    arguments = [maps(17, 16, seed=seed) for seed in range(8)]
+    expected = [criss_cross_attention(*x, threads=1) for x in arguments]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            results = list(pool.map(lambda x: criss_cross_attention(*x, threads=2), arguments))
+            assert all(np.array_equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+def run_python(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_needs_no_torch() -> None:
+    script = (
+        "import sys; sys.modules['torch'] = None\n"  # importing it now raises
+        "import numpy as np, gingham\n"
+        "x = np.ones((1, 2, 3, 4), dtype=np.float32)\n"
+        "assert gingham.array.criss_cross_attention(x, x, x).sum() == 24\n"
+        "assert gingham.info()['torch'] == 'not installed'\n"
+    )
+    finished = run_python(script)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_works_in_a_forked_child() -> None:
+    script = (
+        "import os, numpy as np\n"
+        "from gingham.array import criss_cross_attention as f\n"
+        "x = np.random.rand(4, 8, 17, 16)\n"
+        "expected = f(x, x, x, threads=2)\n"
+        "child = os.fork()\n"
+        "if child == 0: os._exit(0 if np.array_equal(f(x, x, x, threads=2), expected) else 1)\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
+    )
+    finished = run_python(script)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_threads_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = maps(5, 6)
+    expected = criss_cross_attention(*arguments)
+    monkeypatch.setenv("GINGHAM_NUM_THREADS", "2")
+    assert np.array_equal(criss_cross_attention(*arguments), expected)
+    for wrong in ("0", "-1", "two", "1.5"):
+        monkeypatch.setenv("GINGHAM_NUM_THREADS", wrong)
+        with pytest.raises(ValueError, match=f"GINGHAM_NUM_THREADS must be a positive whole number, got '{wrong}'"):
+            criss_cross_attention(*arguments)
+        assert np.array_equal(criss_cross_attention(*arguments, threads=1), expected)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
+def test_wrong_threads(threads: Any) -> None:
+    with pytest.raises(ValueError, match="threads must be a positive whole number, got"):
+        criss_cross_attention(*maps(5, 6), threads=threads)
+
+
+def ones(*shape: int, dtype: Any = np.float32) -> Array:
+    return np.ones(shape, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"query": [1.0]}, TypeError, "query must be a NumPy or CuPy array, got list"),
+        ({"value": torch.ones(2, 7, 4, 5)}, TypeError, "value must be a NumPy or CuPy array, got Tensor"),
+        ({"query": ones(2, 5, 4, 5, dtype=np.int32)}, TypeError, "query must be float32.*got int32"),
+        ({"query": ones(2, 5, 4, 5, dtype=">f4")}, TypeError, "query must be .* in the machine's byte order, got >f4"),
+        ({"key": ones(2, 5, 4, 5, dtype=np.float64)}, TypeError, "key must have the dtype of query, got float64"),
+        ({"query": ones(2, 5, 4)}, ValueError, r"query must be \[B, Ck, H, W\] or .*got shape \(2, 5, 4\)"),
+        ({"query": ones(2, 0, 4, 5), "key": ones(2, 0, 4, 5)}, ValueError, "query must have at least one channel"),
+        ({"key": ones(2, 6, 4, 5)}, ValueError, r"key must have the shape of query \(2, 5, 4, 5\), got \(2, 6, 4, 5\)"),
+        ({"key": ones(2, 5, 5, 4)}, ValueError, "key must have the shape of query"),
+        ({"value": ones(2, 7, 5, 4)}, ValueError, r"value must be \[2, Cv, 4, 5\] to match query"),
+        ({"value": ones(1, 7, 4, 5)}, ValueError, r"value must be \[2, Cv, 4, 5\]"),
+        ({"value": ones(2, 7, 1, 4, 5)}, ValueError, r"value must be \[2, Cv, 4, 5\]"),
+        ({"out": ones(2, 6, 4, 5)}, ValueError, "out must have the shape of value"),
+        ({"out": ones(2, 7, 4, 5, dtype=np.float64)}, TypeError, "out must have the dtype of query, got float64"),
+        ({"out": read_only(ones(2, 7, 4, 5))}, ValueError, "out must be writeable"),
+    ],
+)
+def test_wrong_arguments(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments = dict(zip(("query", "key", "value"), maps(4, 5), strict=True)) | changes
+    with pytest.raises(error, match=f"criss_cross_attention: {message}"):
+        criss_cross_attention(**arguments)
+
+
+def test_out_must_not_be_an_input() -> None:
+    query, key, value = maps(4, 5)
+    with pytest.raises(ValueError, match="out must share no memory with the inputs, got that of value"):
+        criss_cross_attention(query, key, value, out=value)

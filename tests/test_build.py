@@ -1,0 +1,132 @@
+"""What is built and installed: the native libraries, what they say of themselves, and what importing them pulls in."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import gingham
+from gingham._library import native
+
+SHIM = Path(__file__).parents[1] / "csrc" / "torch" / "shim.h"
+
+
+def run_python(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_info_says_what_was_built_and_what_runs() -> None:
+    info = gingham.info()
+    assert set(info) == {
+        "version",
+        "git commit",
+        "compiler",
+        "instruction set",
+        "instruction sets available",
+        "cuda architectures",
+        "python",
+        "torch",
+        "torch operators",
+        "cuda device",
+    }
+    assert info["version"] == gingham.__version__
+    assert info["instruction set"] in info["instruction sets available"].split(", ")
+    assert info["instruction sets available"].startswith("baseline")
+    assert info["torch"] == torch.__version__
+    assert info["torch operators"] == "registered"
+    assert all(info.values())
+
+
+def test_instruction_set_by_environment() -> None:
+    finished = run_python("import gingham; print(gingham.info()['instruction set'])", GINGHAM_CPU="baseline")
+    assert finished.stdout.strip() == "baseline", finished.stderr
+
+
+def test_import_is_light() -> None:
+    heavy = "('torch', 'lightning', 'matplotlib', 'torchvision', 'timm', 'numpy')"
+    finished = run_python(f"import sys, gingham; print([name for name in {heavy} if name in sys.modules])")
+    assert finished.stdout.strip() == "[]", finished.stderr
+
+
+def test_operators_import_only_torch() -> None:
+    heavy = "('lightning', 'matplotlib', 'torchvision', 'timm', 'torchmetrics', 'triton')"
+    finished = run_python(f"import sys, gingham.ops; print([name for name in {heavy} if name in sys.modules])")
+    assert finished.stdout.strip() == "[]", finished.stderr
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'gingham' has no attribute 'nonsense'"):
+        _ = gingham.nonsense
+
+
+BLOCK = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name == "gingham._native":
+            raise ImportError("no such file")
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+@pytest.mark.parametrize(
+    "use", ["import gingham.ops", "import gingham; gingham.info()", "import gingham._library as m; m.native()"]
+)
+def test_a_missing_native_library_says_what_to_do(use: str) -> None:
+    finished = run_python(BLOCK + use)
+    assert finished.returncode == 1
+    last = finished.stderr.strip().splitlines()[-1]
+    assert re.search(r"NativeLibraryError: gingham's native library cannot be loaded \(no such file\)", last), last
+    assert f"this is Python {sys.version_info.major}.{sys.version_info.minor} on " in last
+    assert "pip install --force-reinstall --no-deps gingham" in last
+
+
+def test_the_plain_pytorch_parts_need_no_native_library() -> None:
+    script = BLOCK + (
+        "import torch, gingham\n"
+        "x = torch.ones(1, 2, 3, 4)\n"
+        "assert gingham.reference.criss_cross_attention(x, x, x).sum() == 24\n"
+    )
+    finished = run_python(script)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_torch_symbols_are_those_that_the_shim_declares() -> None:
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("needs nm on PATH")
+    if not SHIM.exists():
+        pytest.skip("needs the sources")
+    library = Path(str(native().__file__)).with_name("libgingham_torch.so")
+    listing = subprocess.run([nm, "-D", "-C", library], capture_output=True, text=True, check=True).stdout
+    undefined = set(re.findall(r"^\s+[Uw] (.+?)(?:@.*)?$", listing, flags=re.MULTILINE))
+    torch_symbols = {name for name in undefined if re.search(r"torch|c10|\bat::", name)}
+    declared = set(re.findall(r"\b(?:aoti_)?torch_\w+(?=\()", SHIM.read_text()))
+    assert "torch_get_const_data_ptr" in torch_symbols
+    assert torch_symbols <= declared
+
+
+def test_the_native_module_knows_neither_torch_nor_cuda() -> None:
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("needs nm on PATH")
+    listing = subprocess.run(
+        [nm, "-D", "-C", str(native().__file__)], capture_output=True, text=True, check=True
+    ).stdout
+    assert not re.search(r" U .*(torch|c10::)", listing)
