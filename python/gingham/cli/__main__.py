@@ -1,0 +1,7 @@
+"""``python -m gingham.cli``."""
+
+import sys
+
+from gingham.cli import main
+
+sys.exit(main())

@@ -1,0 +1,217 @@
+"""Segmentation data for training: which data set, in which order, augmented how, so that any run can be continued.
+
+The order of an epoch follows from (seed, epoch) and the augmentation of an item from (seed, epoch, index). Nothing
+depends on what was drawn before, on the number of workers, or on when a run was interrupted: a checkpoint holds only how
+far the epoch had come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from gingham.data import ADE20K, Cityscapes, CueScenes, SegmentationDataset, VOCSegmentation
+from gingham.data.ade20k import ADE20K_LABELS
+from gingham.data.cityscapes import CITYSCAPES_LABELS
+from gingham.data.labels import LabelSpace
+from gingham.data.segmentation import SegmentationItem
+from gingham.data.transforms import (
+    EvaluationTransform,
+    Normalize,
+    RandomScale,
+    RandomScaleCropFlip,
+    bgr_mean_normalize,
+    imagenet_normalize,
+)
+from gingham.data.voc import VOC_LABELS
+from gingham.data.wardrobe import CUE_LABELS
+from gingham.errors import DataError
+
+Position = tuple[int, int]  # (epoch, index)
+
+
+class SeededItems(Dataset[SegmentationItem]):
+    """A data set whose augmentation is drawn anew for each (epoch, index), and the same whenever that comes again."""
+
+    def __init__(self, dataset: SegmentationDataset, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, position: Position) -> SegmentationItem:
+        epoch, index = position
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed((self.seed * 1_000_003 + epoch) * 1_000_003 + index)
+            return self.dataset[index]
+
+
+class EpochBatches(Sampler[list[Position]]):
+    """Batches of a permutation that follows from (seed, epoch); each process takes its share of every batch.
+
+    Args:
+        length: number of items.
+        batch_size: items in a batch of one process. What does not fill a batch of all processes is left out.
+        seed: of the permutations.
+        rank, world_size: of this process.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self.skip = 0  # batches of this epoch that were trained before the run was interrupted
+
+    def __len__(self) -> int:
+        return self.length // (self.batch_size * self.world_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[Position]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.length, generator=generator).tolist()
+        skip, self.skip = self.skip, 0
+        for batch in range(skip, len(self)):
+            begin = (batch * self.world_size + self.rank) * self.batch_size
+            yield [(self.epoch, index) for index in order[begin : begin + self.batch_size]]
+
+
+class ShareOfItems(Sampler[int]):
+    """Every world_size-th item, without the repetitions that would count items twice in a metric."""
+
+    def __init__(self, length: int, rank: int, world_size: int) -> None:
+        self.indices = range(rank, length, world_size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+
+class SegmentationData(lightning.LightningDataModule):
+    """A segmentation data set by name.
+
+    Args:
+        name: "wardrobe" (the embedded cue scenes), "cityscapes", "ade20k" or "voc".
+        root: folder of the data set, as its reader wants it; not for "wardrobe".
+        batch_size: images in a training batch of one process.
+        evaluation_batch_size: images in an evaluation batch.
+        crop: side of the training crop, or (rows, columns).
+        scales: (low, high, step) of the random scale, or None.
+        normalization: "imagenet" (RGB, mean and standard deviation) or "bgr" (BGR minus mean, as the official weights).
+        workers: processes that load data.
+        seed: of order and augmentation.
+        lengths: "wardrobe" only: scenes in train, val and test.
+        world_labels: read "cityscapes" files as the embedded world, written with `write_cityscapes`.
+
+    Raises:
+        DataError: `root` is missing, or not what the reader expects.
+    """
+
+    def __init__(
+        self,
+        name: Literal["wardrobe", "cityscapes", "ade20k", "voc"] = "wardrobe",
+        root: str | None = None,
+        batch_size: int = 2,
+        evaluation_batch_size: int = 1,
+        crop: int | tuple[int, int] = 769,
+        scales: tuple[float, float, float] | None = (0.7, 2.1, 0.1),
+        normalization: Literal["imagenet", "bgr"] = "imagenet",
+        workers: int = 0,
+        seed: int = 0,
+        lengths: tuple[int, int, int] = (1600, 300, 500),
+        world_labels: bool = False,
+    ) -> None:
+        super().__init__()
+        self.name, self.root, self.seed, self.workers = name, root, seed, workers
+        self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
+        self.lengths, self.world_labels = dict(zip(("train", "val", "test"), lengths, strict=True)), world_labels
+        normalize: Normalize = imagenet_normalize() if normalization == "imagenet" else bgr_mean_normalize()
+        rescale = RandomScale(*scales) if scales else None
+        crop_size = crop if isinstance(crop, int) else (crop[0], crop[1])
+        self.augment = RandomScaleCropFlip(crop_size, rescale=rescale, normalize=normalize)
+        self.evaluate = EvaluationTransform(normalize=normalize)
+        self._datasets: dict[str, SegmentationDataset] = {}
+        self._batches: EpochBatches | None = None
+        self._resume: dict[str, int] = {}
+
+    def dataset(self, split: str) -> SegmentationDataset:
+        """The data set of "train", "val" or "test", with its transform. Kept once made."""
+        if split not in self._datasets:
+            self._datasets[split] = self._open(split)
+        return self._datasets[split]
+
+    def _open(self, split: str) -> SegmentationDataset:
+        transform = self.augment if split == "train" else self.evaluate
+        if self.name == "wardrobe":
+            return CueScenes(split, self.lengths[split], cache=True, transform=transform)
+        if self.root is None:
+            raise DataError(f"data.root is not set: give the folder of {self.name} with --data.root DIR")
+        root = Path(self.root)
+        if self.name == "cityscapes":
+            labels = {"labels": CUE_LABELS} if self.world_labels else {}
+            return Cityscapes(root, split, transform=transform, **labels)
+        if self.name == "ade20k":
+            return ADE20K(root, "training" if split == "train" else "validation", transform=transform)
+        return VOCSegmentation(root, "train" if split == "train" else "val", transform=transform)
+
+    def label_space(self) -> LabelSpace:
+        """The classes, known without opening the data set."""
+        if self.name == "wardrobe" or self.world_labels:
+            return CUE_LABELS
+        return {"cityscapes": CITYSCAPES_LABELS, "ade20k": ADE20K_LABELS, "voc": VOC_LABELS}[self.name]
+
+    def setup(self, stage: str) -> None:
+        for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ()):
+            if len(self.dataset(split)) == 0:
+                raise DataError(f"the {split} split of {self.name} has no images")
+
+    def _process(self) -> tuple[int, int]:
+        trainer = self.trainer
+        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+
+    def train_dataloader(self) -> DataLoader[SegmentationItem]:
+        dataset = self.dataset("train")
+        self._batches = EpochBatches(len(dataset), self.batch_size, self.seed, *self._process())
+        if len(self._batches) == 0:
+            raise DataError(f"the train split has {len(dataset)} images, fewer than one batch of all processes needs")
+        self._batches.set_epoch(self._resume.get("epoch", 0))
+        self._batches.skip = self._resume.get("batches", 0)
+        self._resume = {}
+        items: Any = SeededItems(dataset, self.seed)
+        return DataLoader(items, batch_sampler=self._batches, num_workers=self.workers)
+
+    def _evaluation_loader(self, split: str) -> DataLoader[SegmentationItem]:
+        dataset = self.dataset(split)
+        share = ShareOfItems(len(dataset), *self._process())
+        return DataLoader(dataset, self.evaluation_batch_size, sampler=share, num_workers=self.workers)
+
+    def val_dataloader(self) -> DataLoader[SegmentationItem]:
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[SegmentationItem]:
+        return self._evaluation_loader("test")
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called by the recipe when an epoch begins: the order follows the epoch."""
+        if self._batches is not None:
+            self._batches.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        trainer = self.trainer
+        if trainer is None or self._batches is None:
+            return {}
+        # Optimiser steps, which are counted before any checkpoint of the step is written.
+        epoch, batches = divmod(trainer.global_step, len(self._batches))
+        return {"epoch": epoch, "batches": batches}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._resume = dict(state_dict)
