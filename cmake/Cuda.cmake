@@ -1,9 +1,17 @@
 # Decides whether the CUDA kernels are built. Sets GINGHAM_CUDA.
 set(GINGHAM_CUDA OFF)
+list(TRANSFORM GINGHAM_OPERATORS PREPEND csrc/cuda/ OUTPUT_VARIABLE cuda_sources)
+list(TRANSFORM cuda_sources APPEND .cu)
 if(NOT GINGHAM_WITH_CUDA MATCHES "^(ON|OFF|AUTO)$")
   message(FATAL_ERROR "GINGHAM_WITH_CUDA=${GINGHAM_WITH_CUDA}: expected ON, OFF or AUTO")
 endif()
-if(NOT GINGHAM_WITH_CUDA STREQUAL "OFF")
+list(GET cuda_sources 0 first_cuda_source)
+if(NOT EXISTS "${CMAKE_CURRENT_SOURCE_DIR}/${first_cuda_source}")
+  # The CUDA kernels are not in this version yet.
+  if(GINGHAM_WITH_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "GINGHAM_WITH_CUDA=ON, but this version has no CUDA kernels")
+  endif()
+elseif(NOT GINGHAM_WITH_CUDA STREQUAL "OFF")
   # Before enable_language, which would choose the compiler's own default.
   if(NOT CMAKE_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES "80-real;90-real;90-virtual" CACHE STRING "CUDA architectures")

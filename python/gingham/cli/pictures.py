@@ -50,7 +50,10 @@ def save_panels(
                 axis.set_title(title, fontsize=8)
         for axis in line:
             axis.axis("off")
-    patches = [Patch(color=np.asarray(rgb) / 255, label=name) for name, rgb in zip(names, palette, strict=True)]
+    patches = [
+        Patch(color=(rgb[0] / 255, rgb[1] / 255, rgb[2] / 255), label=name)
+        for name, rgb in zip(names, palette, strict=True)
+    ]
     figure.legend(handles=patches, loc="lower center", ncols=min(len(patches), 5), fontsize=7)
     figure.tight_layout(rect=(0, 0.06 + 0.02 * (len(patches) // 5), 1, 1))
     figure.savefig(path, dpi=110)

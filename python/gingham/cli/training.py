@@ -88,11 +88,13 @@ class _CLI(LightningCLI):
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
-        config = self.config[self.subcommand] if self.subcommand else self.config
-        folder = Path(config["run_dir"])
-        if not config["trainer"].get("logger"):
+        folder = Path(self.config["run_dir"])
+        if not self.config["trainer"].get("logger"):
             csv = CSVLogger(folder, name="", version="csv")
             kwargs["logger"] = [TensorBoardLogger(folder, name="", version="tensorboard"), csv]
+        own = self.config_init["trainer"].get("callbacks") or []
+        ours = [*checkpoints(folder / "checkpoints", self.config["checkpoint_every"]), Pictures()]
+        kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *ours]
         trainer: lightning.Trainer = super().instantiate_trainer(**kwargs)
         return trainer
 
@@ -120,8 +122,10 @@ def resolve_checkpoint(path: str | None, run_dir: Path) -> str | None:
 def main(command: str, words: list[str]) -> int:
     """Runs fit, validate, test or check-data."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter.*")
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-    run = command != "check-data"
+    words, wanted = _without_checkpoint(words)
     # jsonargparse prints its own one-line error and exits with code 2
     cli = _CLI(
         lightning.LightningModule,
@@ -132,16 +136,15 @@ def main(command: str, words: list[str]) -> int:
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"default_env": False},
         trainer_defaults={"use_distributed_sampler": False},
-        args=_with_config_files(_without_checkpoint(words)[0]),
+        args=_with_config_files(words),
         run=False,
     )
     folder = Path(cli.config["run_dir"])
-    if not run:
+    if command == "check-data":
         return _check_data(cli.datamodule)
-    checkpoint = resolve_checkpoint(_without_checkpoint(words)[1], folder)
+    checkpoint = resolve_checkpoint(wanted, folder)
     model, data, trainer = cli.model, cli.datamodule, cli.trainer
     if command == "fit":
-        trainer.callbacks.extend([*checkpoints(folder / "checkpoints", cli.config["checkpoint_every"]), Pictures()])
         folder.mkdir(parents=True, exist_ok=True)
         cli.parser.save(cli.config, folder / "config.yaml", skip_none=False, overwrite=True)
         _load_safely(lambda: trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True), checkpoint)

@@ -1,8 +1,8 @@
 """Segmentation data for training: which data set, in which order, augmented how, so that any run can be continued.
 
 The order of an epoch follows from (seed, epoch) and the augmentation of an item from (seed, epoch, index). Nothing
-depends on what was drawn before, on the number of workers, or on when a run was interrupted: a checkpoint holds only how
-far the epoch had come.
+depends on what was drawn before, on the number of workers, or on when a run was interrupted: a checkpoint holds only
+how far the epoch had come.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from gingham.data.voc import VOC_LABELS
 from gingham.data.wardrobe import CUE_LABELS
 from gingham.errors import DataError
 
+DatasetName = Literal["wardrobe", "cityscapes", "ade20k", "voc"]
 Position = tuple[int, int]  # (epoch, index)
 
 
@@ -96,6 +97,12 @@ class ShareOfItems(Sampler[int]):
         return iter(self.indices)
 
 
+def _own_generator() -> torch.Generator:
+    # A loader draws a seed for its workers each time it starts. From torch's own generator, that would shift dropout,
+    # and a resumed run starts its loaders at other moments.
+    return torch.Generator().manual_seed(0)
+
+
 class SegmentationData(lightning.LightningDataModule):
     """A segmentation data set by name.
 
@@ -118,7 +125,7 @@ class SegmentationData(lightning.LightningDataModule):
 
     def __init__(
         self,
-        name: Literal["wardrobe", "cityscapes", "ade20k", "voc"] = "wardrobe",
+        name: DatasetName = "wardrobe",
         root: str | None = None,
         batch_size: int = 2,
         evaluation_batch_size: int = 1,
@@ -131,7 +138,8 @@ class SegmentationData(lightning.LightningDataModule):
         world_labels: bool = False,
     ) -> None:
         super().__init__()
-        self.name, self.root, self.seed, self.workers = name, root, seed, workers
+        self.name: DatasetName = name
+        self.root, self.seed, self.workers = root, seed, workers
         self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
         self.lengths, self.world_labels = dict(zip(("train", "val", "test"), lengths, strict=True)), world_labels
         normalize: Normalize = imagenet_normalize() if normalization == "imagenet" else bgr_mean_normalize()
@@ -157,8 +165,8 @@ class SegmentationData(lightning.LightningDataModule):
             raise DataError(f"data.root is not set: give the folder of {self.name} with --data.root DIR")
         root = Path(self.root)
         if self.name == "cityscapes":
-            labels = {"labels": CUE_LABELS} if self.world_labels else {}
-            return Cityscapes(root, split, transform=transform, **labels)
+            labels = CUE_LABELS if self.world_labels else CITYSCAPES_LABELS
+            return Cityscapes(root, split, labels=labels, transform=transform)
         if self.name == "ade20k":
             return ADE20K(root, "training" if split == "train" else "validation", transform=transform)
         return VOCSegmentation(root, "train" if split == "train" else "val", transform=transform)
@@ -167,7 +175,8 @@ class SegmentationData(lightning.LightningDataModule):
         """The classes, known without opening the data set."""
         if self.name == "wardrobe" or self.world_labels:
             return CUE_LABELS
-        return {"cityscapes": CITYSCAPES_LABELS, "ade20k": ADE20K_LABELS, "voc": VOC_LABELS}[self.name]
+        spaces = {"cityscapes": CITYSCAPES_LABELS, "ade20k": ADE20K_LABELS, "voc": VOC_LABELS}
+        return spaces[self.name]
 
     def setup(self, stage: str) -> None:
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ()):
@@ -187,12 +196,18 @@ class SegmentationData(lightning.LightningDataModule):
         self._batches.skip = self._resume.get("batches", 0)
         self._resume = {}
         items: Any = SeededItems(dataset, self.seed)
-        return DataLoader(items, batch_sampler=self._batches, num_workers=self.workers)
+        return DataLoader(items, batch_sampler=self._batches, num_workers=self.workers, generator=_own_generator())
 
     def _evaluation_loader(self, split: str) -> DataLoader[SegmentationItem]:
         dataset = self.dataset(split)
         share = ShareOfItems(len(dataset), *self._process())
-        return DataLoader(dataset, self.evaluation_batch_size, sampler=share, num_workers=self.workers)
+        return DataLoader(
+            dataset,
+            self.evaluation_batch_size,
+            sampler=share,
+            num_workers=self.workers,
+            generator=_own_generator(),
+        )
 
     def val_dataloader(self) -> DataLoader[SegmentationItem]:
         return self._evaluation_loader("val")

@@ -137,7 +137,7 @@ class CCNetRecipe(lightning.LightningModule):
         return multi_scale_flip(one_scale, images, scales=self.scales, flip=self.flip)
 
     def _evaluate(self, batch: SegmentationItem, split: str) -> None:
-        self.meters[split].update(self(batch["image"]).argmax(1), batch["label"])
+        self.meters[split].update(self(batch["image"]).argmax(1), batch["label"])  # type: ignore[operator]
 
     def _report(self, split: str) -> None:
         meter = self.meters[split]

@@ -1,0 +1,185 @@
+"""The gingham command, as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("lightning")
+from PIL import Image
+
+TINY = [
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--data.lengths=[48,8,8]",
+    "--data.batch_size=8",
+    "--model.network.dropout=0.1",
+    "--checkpoint_every=1",
+]
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "gingham.cli", *words]
+
+
+def gingham(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command(*words), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("run")
+    done = gingham("fit", "--config", "ccnet_world", *TINY, "--trainer.max_epochs=2", f"--run_dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+def test_help_imports_neither_torch_nor_lightning() -> None:
+    program = "import sys; from gingham.cli import main; main(['--help'])"
+    script = f"try:\n    {program}\nexcept SystemExit:\n    pass\nimport sys\nassert not {{'torch', 'lightning'}} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "predict" in done.stdout
+
+
+def test_info_says_what_is_built_and_in_use() -> None:
+    done = gingham("info")
+    assert done.returncode == 0
+    for name in ("version", "git commit", "compiler", "instruction set", "cuda architectures", "torch operators"):
+        assert name in done.stdout
+
+
+def test_an_unknown_config_lists_those_there_are() -> None:
+    done = gingham("fit", "--config", "ccnet_moon")
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == (
+        "gingham: error: no config 'ccnet_moon': neither a file nor one of ccnet_ade20k, ccnet_cityscapes, ccnet_world"
+    )
+
+
+def test_a_missing_data_folder_is_one_line(tmp_path: Path) -> None:
+    done = gingham(
+        "check-data", "--config", "ccnet_cityscapes", f"--data.root={tmp_path / 'nowhere'}", "--trainer.devices=1"
+    )
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("gingham: error: ")
+    assert "nowhere" in last
+    assert "Traceback" not in done.stderr
+
+
+def test_fit_writes_logs_checkpoints_config_and_pictures(trained: Path) -> None:
+    names = {path.name for path in trained.rglob("*") if path.is_file()}
+    assert {"last.ckpt", "best.ckpt", "metrics.csv", "config.yaml", "predictions.png", "curves.png"} <= names
+    assert any(name.startswith("events.out") for name in names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", [0.0, 0.7])
+def test_a_killed_run_resumes_to_the_same_weights(trained: Path, tmp_path: Path, wait: float) -> None:
+    words = ["fit", "--config", "ccnet_world", *TINY, "--trainer.max_epochs=2", f"--run_dir={tmp_path}"]
+    process = subprocess.Popen(
+        command(*words), env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "checkpoints" / "last.ckpt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(wait)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not torch.equal(
+        weights(trained)["network.head.conva.0.weight"], weights(tmp_path)["network.head.conva.0.weight"]
+    )
+    done = gingham(*words, "--ckpt_path=last")
+    assert done.returncode == 0, done.stderr
+    expected, resumed = weights(trained), weights(tmp_path)
+    assert expected.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_metrics_of_one(trained: Path) -> None:
+    scores = []
+    for devices in (1, 2):
+        words = ["validate", "--config", "ccnet_world", *TINY, f"--run_dir={trained}", "--ckpt_path=last"]
+        words += [f"--trainer.devices={devices}", "--data.lengths=[48,9,8]", "--data.evaluation_batch_size=2"]
+        done = gingham(*words, *(["--trainer.strategy=ddp"] if devices == 2 else []))
+        assert done.returncode == 0, done.stderr
+        lines = [line for line in done.stdout.splitlines() if "val_" in line]
+        scores.append([line.split()[1:4:2] for line in lines])
+    assert scores[0]
+    assert scores[0] == scores[1]
+
+
+def test_predict_writes_masks_and_reports_a_broken_image(trained: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (80, 48), (200, 30, 30)).save(images / "good.png")
+    whole = (images / "good.png").read_bytes()
+    (images / "torn.png").write_bytes(whole[: len(whole) // 2])
+    last = str(trained / "checkpoints" / "last.ckpt")
+    done = gingham(
+        "predict",
+        "--config",
+        "ccnet_world",
+        "--ckpt_path",
+        last,
+        "--images",
+        str(images),
+        "--out",
+        str(tmp_path / "out"),
+    )
+    assert done.returncode == 1, done.stderr
+    assert "torn.png" in done.stderr
+    with Image.open(tmp_path / "out" / "masks" / "good.png.png") as mask:
+        assert mask.size == (80, 48)
+    shares = json.loads((tmp_path / "out" / "shares.json").read_text())
+    assert list(shares) == ["good.png"]
+    assert sum(shares["good.png"].values()) == pytest.approx(1, abs=1e-4)
+    assert (tmp_path / "out" / "overlays" / "good.png.png").is_file()
+
+
+def test_predict_says_which_folder_is_missing(trained: Path, tmp_path: Path) -> None:
+    last = str(trained / "checkpoints" / "last.ckpt")
+    done = gingham(
+        "predict",
+        "--config",
+        "ccnet_world",
+        "--ckpt_path",
+        last,
+        "--images",
+        str(tmp_path / "no"),
+        "--out",
+        str(tmp_path),
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == f"gingham: error: --images {tmp_path / 'no'}: no such folder"
+
+
+def test_a_checkpoint_of_another_shape_is_named(trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "other.ckpt"
+    checkpoint = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["state_dict"]["network.head.conva.0.weight"] = torch.zeros(3, 3)
+    torch.save(checkpoint, file)
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (64, 64)).save(images / "a.png")
+    done = gingham(
+        "predict", "--config", "ccnet_world", "--ckpt_path", str(file), "--images", str(images), "--out", str(tmp_path)
+    )
+    assert done.returncode == 2
+    assert "network.head.conva.0.weight is [3, 3], expected [64, 64, 3, 3]" in done.stderr.strip().splitlines()[-1]
