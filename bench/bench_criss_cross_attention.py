@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from gingham.bench.criss_cross_attention import OPERATOR
 from gingham.bench.definition import OURS, Case, Level, Pass
 from gingham.bench.machine import clock

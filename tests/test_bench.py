@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
 from gingham.bench import OPERATORS, main
 from gingham.bench.command import measure_operator, plan
 from gingham.bench.criss_cross_attention import OPERATOR, einsum_form
@@ -29,7 +31,6 @@ from gingham.bench.table import (
     write_between_markers,
 )
 from gingham.errors import GinghamError
-from torch import Tensor
 
 CPU = torch.device("cpu")
 

@@ -48,8 +48,15 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_help_imports_neither_torch_nor_lightning() -> None:
-    program = "import sys; from gingham.cli import main; main(['--help'])"
-    script = f"try:\n    {program}\nexcept SystemExit:\n    pass\nimport sys\nassert not {{'torch', 'lightning'}} & set(sys.modules)"
+    script = """
+import sys
+from gingham.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    pass
+assert not {"torch", "lightning"} & set(sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "predict" in done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import platform
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ def native() -> Any:
         NativeLibraryError: it is missing or cannot be loaded; the text says what to do.
     """
     try:
-        from gingham import _native
+        return importlib.import_module("gingham._native")
     except ImportError as error:
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
         raise NativeLibraryError(
@@ -29,7 +30,6 @@ def native() -> Any:
             f"this is Python {python} on {platform.system()} {platform.machine()}. Reinstall it here with "
             "'pip install --force-reinstall --no-deps gingham' or, from a clone, 'pip install .'"
         ) from error
-    return _native
 
 
 @functools.cache

@@ -51,7 +51,8 @@ class Pictures(Callback):
         self.images = images
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero or trainer.log_dir is None:
+        folder = trainer.log_dir  # a broadcast: every process has to ask
+        if trainer.sanity_checking or not trainer.is_global_zero or folder is None:
             return
         import torch
 
@@ -69,15 +70,16 @@ class Pictures(Callback):
             (image, {"truth": item["label"], "prediction": mask})
             for image, item, mask in zip(raw, items, masks, strict=True)
         ]
-        save_panels(Path(trainer.log_dir) / "predictions.png", rows, dataset.class_names, dataset.palette)
+        save_panels(Path(folder) / "predictions.png", rows, dataset.class_names, dataset.palette)
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if trainer.is_global_zero and trainer.log_dir is not None:
+        folder = trainer.log_dir
+        if trainer.is_global_zero and folder is not None:
             from gingham.cli.pictures import save_curves
 
             metrics = next((Path(x.log_dir) / "metrics.csv" for x in trainer.loggers if isinstance(x, CSVLogger)), None)
             if metrics is not None and metrics.is_file():
-                save_curves(Path(trainer.log_dir) / "curves.png", metrics)
+                save_curves(Path(folder) / "curves.png", metrics)
 
 
 class _CLI(LightningCLI):
@@ -123,6 +125,8 @@ def main(command: str, words: list[str]) -> int:
     """Runs fit, validate, test or check-data."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter.*")
+    # The meter sums over processes itself, so every process logs the same number.
+    warnings.filterwarnings("ignore", message="It is recommended to use `self.log.*sync_dist=True.*")
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     words, wanted = _without_checkpoint(words)

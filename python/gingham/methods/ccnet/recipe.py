@@ -143,13 +143,13 @@ class CCNetRecipe(lightning.LightningModule):
         meter = self.meters[split]
         scores = meter.compute()  # type: ignore[operator]
         meter.reset()  # type: ignore[operator]
-        self.log(f"{split}_miou", scores.miou, prog_bar=True, rank_zero_only=True)
-        self.log(f"{split}_pixel_accuracy", scores.pixel_accuracy, rank_zero_only=True)
+        self.log(f"{split}_miou", scores.miou, prog_bar=True)
+        self.log(f"{split}_pixel_accuracy", scores.pixel_accuracy)
         for index, iou in enumerate(scores.iou.tolist()):
-            self.log(f"{split}_iou/{index:02d}", iou, rank_zero_only=True)
+            self.log(f"{split}_iou/{index:02d}", iou)
         if self.report_classes:
             focus = scores.iou[list(self.report_classes)].mean()
-            self.log(f"{split}_focus_iou", focus, prog_bar=True, rank_zero_only=True)
+            self.log(f"{split}_focus_iou", focus, prog_bar=True)
 
     def validation_step(self, batch: SegmentationItem, batch_index: int) -> None:
         self._evaluate(batch, "val")
