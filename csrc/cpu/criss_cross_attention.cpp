@@ -306,14 +306,14 @@ void transpose_square(Sum* square, int64_t stride) {
 // only, so elsewhere the diagonal becomes what scales to minus infinity. Returns the factor to apply: not 0, which
 // would make NaN of that.
 template <class Sum>
-Sum mask_logits(Sum* square, double scale, bool keep_diagonal, int64_t length, int64_t stride) {
+Sum mask_logits(Sum* square, Sum scale, bool keep_diagonal, int64_t length, int64_t stride) {
   if (scale == 0) {
     __builtin_memset(square, 0, size_t(length * stride) * sizeof(*square));
     scale = 1;
   }
   const Sum masked = scale > 0 ? -HUGE_VAL : HUGE_VAL;
   for (int64_t i = 0; i < length && !keep_diagonal; ++i) square[i * stride + i] = masked;
-  return Sum(scale);
+  return scale;
 }
 
 // A contiguous [batch, frames, rows, columns] array of one number per position, seen as lines.
@@ -391,7 +391,7 @@ void forward_group(const CrissCrossForward& call, const Pass& pass, bool channel
   if (!first) gather<Sum>({stored.data, 0, stored.line_stride, stored.position_stride}, lse, group, stride);
   for (int64_t g = 0; g < group.lines; ++g) {
     Sum* square = logits + g * stride * stride;
-    const Sum scale = mask_logits(square, call.scale, first, group.length, stride);
+    const Sum scale = mask_logits(square, Sum(call.scale), first, group.length, stride);
     softmax_line(square, lse + g * stride, weights + g * stride, scale, first, group.length, stride);
     to_units<U>(square, reinterpret_cast<Unit*>(square), group.length, stride);
     for (int64_t p = 0; p < group.length; ++p) {
@@ -485,7 +485,7 @@ void backward_group(const CrissCrossBackward& call, const typename U::Sum* delta
   gather<Sum>(position_values(delta, call.shape, pass.axis, group), delta_lines, group, stride);
   for (int64_t g = 0; g < group.lines; ++g) {
     Sum* square = logits + g * area;
-    const Sum scale = mask_logits(square, call.scale, pass.axis == Axis::row, group.length, stride);
+    const Sum scale = mask_logits(square, Sum(call.scale), pass.axis == Axis::row, group.length, stride);
     softmax_backward_line(square, dlogits + g * area, lse_lines + g * stride, delta_lines + g * stride, scale,
                           Sum(call.scale), group.length, stride);
     transpose_square(square, stride);
