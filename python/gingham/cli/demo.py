@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import logging
+import multiprocessing
+import os
 import statistics
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,19 +56,19 @@ def main(words: list[str]) -> int:
     length.add_argument("--smoke", action="store_true", help="only that it runs: seconds")
     parser.add_argument("--seeds", type=int, default=1, help="paired seeds (default 1)")
     parser.add_argument("--arms", type=int, nargs="+", default=None, metavar="R", help="numbers of loops to compare")
+    parser.add_argument("--jobs", type=int, default=None, help="runs at a time (default: one per core)")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of results; finished runs are kept")
     options = parser.parse_args(words)
     if options.method != "ccnet":
         raise DemoError(f"no demo of {options.method!r}: so far there is ccnet")
-    if options.seeds < 1:
-        raise DemoError(f"--seeds must be 1 or more, got {options.seeds}")
+    for name in ("seeds", "jobs"):
+        if (number := getattr(options, name)) is not None and number < 1:
+            raise DemoError(f"--{name} must be 1 or more, got {number}")
     settings = SMOKE if options.smoke else QUICK if options.quick else FULL
     arms = options.arms or ([0, 2] if options.quick or options.smoke else [0, 1, 2])
     options.out.mkdir(parents=True, exist_ok=True)
-    results = {}
-    for seed in range(options.seeds):
-        for arm in arms:
-            results[arm, seed] = _run(arm, seed, settings, options.out)
+    runs = [(arm, seed) for seed in range(options.seeds) for arm in arms]
+    results = dict(zip(runs, _run_all(runs, settings, options.out, options.jobs), strict=True))
     report = _report(results, arms, options.seeds, settings)
     print(report)
     (options.out / "results.md").write_text(report + "\n")
@@ -109,7 +113,16 @@ def _data(seed: int, settings: Settings) -> Any:
     )
 
 
-def _run(loops: int, seed: int, settings: Settings, out: Path) -> dict[str, float]:
+def _run_all(runs: list[tuple[int, int]], settings: Settings, out: Path, jobs: int | None) -> list[dict[str, float]]:
+    """Scores of every (R, seed), trained ``jobs`` at a time in processes of their own that share the cores."""
+    cores = len(os.sched_getaffinity(0))
+    jobs = min(jobs or cores, len(runs))
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        started = [pool.submit(_run, *run, settings, out, max(1, cores // jobs)) for run in runs]
+        return [run.result() for run in started]
+
+
+def _run(loops: int, seed: int, settings: Settings, out: Path, threads: int) -> dict[str, float]:
     """Scores on the test split; those of an earlier run with the same settings if there are any."""
     import lightning
     import torch
@@ -123,6 +136,8 @@ def _run(loops: int, seed: int, settings: Settings, out: Path) -> dict[str, floa
             return dict(kept["scores"])
     for category in (UserWarning, FutureWarning):
         warnings.filterwarnings("ignore", category=category, module="lightning")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    torch.set_num_threads(threads)
     print(f"training R={loops}, seed {seed}", flush=True)
     lightning.seed_everything(seed, verbose=False)
     recipe, data = _recipe(loops, settings), _data(seed, settings)
@@ -133,6 +148,8 @@ def _run(loops: int, seed: int, settings: Settings, out: Path) -> dict[str, floa
         logger=CSVLogger(folder, name="", version="log"),
         enable_checkpointing=False,
         enable_model_summary=False,
+        enable_progress_bar=False,
+        callbacks=[_epoch_lines(f"R={loops}, seed {seed}", settings.epochs)],
         use_distributed_sampler=False,
         log_every_n_steps=10,
         num_sanity_val_steps=0,
@@ -145,6 +162,21 @@ def _run(loops: int, seed: int, settings: Settings, out: Path) -> dict[str, floa
     torch.save(recipe.state_dict(), folder / "weights.pt")
     file.write_text(json.dumps({"settings": asdict(settings), "scores": scores}, indent=2) + "\n")
     return scores
+
+
+def _epoch_lines(name: str, epochs: int) -> Any:
+    """A Lightning callback that prints one line an epoch, which several runs at a time can share a terminal with."""
+    from lightning.pytorch.callbacks import LambdaCallback
+
+    start = time.perf_counter()
+
+    def show(trainer: Any, _: Any) -> None:
+        iou = 100 * trainer.callback_metrics["val_focus_iou"].item()
+        seconds = time.perf_counter() - start
+        line = f"{name}: epoch {trainer.current_epoch + 1} of {epochs}, {seconds:.0f} s"
+        print(f"{line}, validation trousers-IoU {iou:.1f}", flush=True)
+
+    return LambdaCallback(on_validation_end=show)
 
 
 # Two-sided 95 % points of Student's t distribution by degrees of freedom.
