@@ -156,9 +156,10 @@ def test_the_written_out_gradients_of_the_oracle_are_those_of_autograd() -> None
         torch.testing.assert_close(by_autograd, by_hand.exact)
 
 
+@pytest.mark.parametrize("size", [(3, 4, 5), (5, 6), (1, 7), (7, 1), (1, 1), (1, 4, 5), (4, 5, 1)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_reference_agrees_with_the_oracle(dtype: torch.dtype) -> None:
-    query, key, value, grad = maps(3, 4, 5, dtype=dtype)
+def test_reference_agrees_with_the_oracle(dtype: torch.dtype, size: tuple[int, ...]) -> None:
+    query, key, value, grad = maps(*size, dtype=dtype)
     expected = dense_attention_and_gradients(query, key, value, grad, 0.4).output
     assert_within_bounds("reference", reference.criss_cross_attention(query, key, value, scale=0.4), expected, dtype)
 
@@ -192,9 +193,13 @@ def test_agrees_with_dense_attention(size: tuple[int, ...], dtype: torch.dtype) 
     check(*maps(*size, dtype=dtype), scale=0.8)
 
 
-@pytest.mark.parametrize("size", [(97, 31), (31, 97), (1, 257), (257, 1), (33, 2, 33)])
-def test_agrees_with_dense_attention_on_long_lines(size: tuple[int, ...]) -> None:
-    check(*maps(*size, batch=1, key_channels=13, value_channels=19))
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [((97, 31), torch.float32), ((31, 97), torch.bfloat16), ((33, 2, 33), torch.float16)]
+    + [(size, dtype) for size in ((1, 257), (257, 1)) for dtype in DTYPES],
+)
+def test_agrees_with_dense_attention_on_long_lines(size: tuple[int, ...], dtype: torch.dtype) -> None:
+    check(*maps(*size, batch=1, key_channels=13, value_channels=19, dtype=dtype), scale=0.3)
 
 
 def test_agrees_with_the_reference_on_the_map_of_the_paper() -> None:
@@ -207,10 +212,13 @@ def test_agrees_with_the_reference_on_the_map_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key_channels", "value_channels"), [(1, 1), (3, 2), (8, 64), (17, 9), (24, 25), (129, 3), (2, 130)]
+    ("key_channels", "value_channels"), [(1, 1), (3, 2), (8, 64), (17, 9), (24, 25), (129, 3), (2, 130), (64, 512)]
 )
-def test_any_number_of_channels(key_channels: int, value_channels: int) -> None:
-    check(*maps(6, 11, key_channels=key_channels, value_channels=value_channels), scale=0.2)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_number_of_channels(key_channels: int, value_channels: int, dtype: torch.dtype) -> None:
+    arguments = maps(6, 11, key_channels=key_channels, value_channels=value_channels, dtype=dtype)
+    check(*arguments, scale=0.2)
+    check(*(x.contiguous(memory_format=torch.channels_last) for x in arguments), scale=0.2)
 
 
 @pytest.mark.parametrize(
@@ -335,6 +343,24 @@ def test_large_logits_pick_one_position() -> None:
     torch.testing.assert_close(criss_cross_attention(query, key, value, scale=1e6).flatten(2), chosen)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("which", range(4))
+def test_a_pixel_that_is_not_a_number_spoils_what_depends_on_it_and_no_later_call(
+    which: int, dtype: torch.dtype
+) -> None:
+    clean = maps(9, 17, batch=1, dtype=dtype)
+    before = run(*clean)
+    spoilt = [x.clone() for x in clean]
+    spoilt[which][0, 2, 3, 4] = math.nan
+    got = run(*spoilt)
+    leaves = [x.clone().requires_grad_() for x in spoilt[:3]]
+    output = reference.criss_cross_attention(*leaves)
+    expected = (output, *torch.autograd.grad(output, leaves, spoilt[3]))
+    for name, result, exact in zip(NAMES, got, expected, strict=True):
+        assert torch.equal(result.isnan(), exact.isnan()), name
+    assert all(torch.equal(a, b) for a, b in zip(before, run(*clean), strict=True))  # scratch memory is used again
+
+
 # ------------------------------------------------------------------------------------------------ any layout
 
 
@@ -432,6 +458,32 @@ def test_layout_changes_neither_result_nor_arguments(layout: Callable[[Tensor], 
         assert torch.equal(x, copy)
 
 
+@pytest.mark.parametrize("axis", range(4))
+@pytest.mark.parametrize("layout", [contiguous, channels_last])
+def test_offsets_past_two_to_the_31(layout: Callable[[Tensor], Tensor], axis: int) -> None:
+    innermost = 3 if layout is contiguous else 1
+    if axis == innermost:
+        pytest.skip("a step of this axis is copied, not read in place")
+    arguments = [layout(x) for x in maps(4, 5, batch=2, key_channels=2, value_channels=3, dtype=torch.bfloat16)]
+    far = []
+    for x in arguments:
+        strides = list(x.stride())
+        strides[axis] = 2**31 // (x.shape[axis] - 1) + 64
+        last = sum((extent - 1) * stride for extent, stride in zip(x.shape, strides, strict=True))
+        assert last > 2**31
+        far.append(x.new_empty(last + 1).as_strided(x.shape, strides).copy_(x))  # only the pages written become real
+    for got, near in zip(run(*far), run(*arguments), strict=True):
+        assert torch.equal(got, near)
+
+
+def test_negated_views() -> None:
+    query, key, value, grad = maps(5, 6)
+    negated = [torch.complex(torch.zeros_like(x), -x).conj().imag for x in (query, key, value, grad)]
+    assert all(x.is_neg() for x in negated)
+    for got, plain in zip(run(*negated), run(query, key, value, grad), strict=True):
+        torch.testing.assert_close(got, plain)
+
+
 def test_results_have_the_memory_format_of_value() -> None:
     query, key, value, grad = maps(5, 6)
     for result in run(query, key, value.contiguous(memory_format=torch.channels_last), grad):
@@ -461,10 +513,13 @@ def test_the_number_of_threads_changes_no_bit(layout: Callable[[Tensor], Tensor]
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", [contiguous, channels_last])
-def test_a_sample_in_a_batch_is_the_sample_alone(layout: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
-    arguments = [layout(x) for x in maps(9, 14, batch=3, dtype=dtype)]
+@pytest.mark.parametrize(("batch", "size"), [(3, (9, 14)), (17, (4, 33)), (5, (3, 4, 9))])
+def test_a_sample_in_a_batch_is_the_sample_alone(
+    batch: int, size: tuple[int, ...], layout: Callable[[Tensor], Tensor], dtype: torch.dtype
+) -> None:
+    arguments = [layout(x) for x in maps(*size, batch=batch, dtype=dtype)]
     together = run(*arguments)
-    for sample in range(3):
+    for sample in range(batch):
         alone = run(*(x[sample : sample + 1] for x in arguments))
         assert all(torch.equal(a, b[sample : sample + 1]) for a, b in zip(alone, together, strict=True))
 
@@ -475,6 +530,21 @@ def test_repeated_calls_agree_bit_for_bit(device: str) -> None:
     first = run(*arguments)
     for _ in range(5):
         assert all(torch.equal(a, b) for a, b in zip(first, run(*arguments), strict=True))
+
+
+@pytest.mark.parametrize("device", ["cpu", cuda])
+def test_deterministic_algorithms_may_be_asked_for(device: str) -> None:
+    arguments = maps(9, 14, device=device)
+    free = run(*arguments)
+    torch.use_deterministic_algorithms(True)
+    try:
+        results = [run(*arguments) for _ in range(3)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for result in results:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+    for a, b in zip(results[0], free, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------ PyTorch's machinery
@@ -607,6 +677,24 @@ def test_jacobian_of_the_values_is_the_attention_matrix() -> None:
     torch.testing.assert_close(jacobian.reshape(12, 12), dense_weights(query, key)[0])
 
 
+def test_func_second_derivatives_and_vmap_over_them() -> None:
+    query, key, value, grad = maps(3, 4, batch=4, dtype=torch.float64)
+
+    def penalty(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+        def of_gradients(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+            gradients = torch.func.grad(lambda *x: (function(*x, scale=0.5) * weight).sum(), argnums=(0, 1, 2))
+            return torch.stack([x.square().sum() for x in gradients(query, key, value)]).sum()
+
+        return torch.func.grad(of_gradients, argnums=(0, 1, 2, 3))
+
+    expected = penalty(reference.criss_cross_attention)(query, key, value, grad)
+    for got, exact in zip(penalty(criss_cross_attention)(query, key, value, grad), expected, strict=True):
+        torch.testing.assert_close(got, exact)
+    batched = [x.unflatten(0, (2, 2)) for x in (query, key, value, grad)]
+    for got, exact in zip(torch.vmap(penalty(criss_cross_attention))(*batched), expected, strict=True):
+        torch.testing.assert_close(got.flatten(0, 1), exact)
+
+
 def _block(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return value + 0.5 * criss_cross_attention(query, key, value, scale=0.5).relu()
 
@@ -629,6 +717,29 @@ def test_compile_is_one_graph_with_dynamic_shapes(backend: str) -> None:
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("layout", [contiguous, channels_last, every_other_column])
+@pytest.mark.parametrize("size", [(4, 5), (3, 4, 5)])
+def test_compiled_results_are_the_eager_ones_in_any_layout(
+    size: tuple[int, ...], layout: Callable[[Tensor], Tensor]
+) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(criss_cross_attention, backend="aot_eager", fullgraph=True)
+    query, key, value, grad = (layout(x) for x in maps(*size))
+    leaves = [x.detach().requires_grad_() for x in (query, key, value)]
+    output = compiled(*leaves, scale=0.5)
+    results = (output, *torch.autograd.grad(output, leaves, grad))
+    for got, eager in zip(results, run(query, key, value, grad, 0.5), strict=True):
+        assert torch.equal(got, eager)
+    assert output.stride() == run(query, key, value, grad, 0.5)[0].stride()
+
+
+def test_compile_says_what_is_wrong_with_an_argument() -> None:
+    torch.compiler.reset()
+    query, key, value, _ = maps(4, 5)
+    with pytest.raises(ValueError, match=r"criss_cross_attention: key must be \[2, 5, 4, 5\]"):
+        torch.compile(criss_cross_attention, backend="eager")(query, key[:, :3], value)
+
+
 def test_compile_under_autocast() -> None:
     torch.compiler.reset()
     compiled = torch.compile(_block, backend="aot_eager", fullgraph=True)
@@ -642,18 +753,20 @@ class _Block(torch.nn.Module):
         return _block(query, key, value)
 
 
-def test_export_with_dynamic_batch_height_and_width() -> None:
-    batch, height, width = (torch.export.Dim(name, min=1, max=64) for name in ("batch", "height", "width"))
-    dynamic = {0: batch, 2: height, 3: width}
+@pytest.mark.parametrize("frames", [(), (3,)])
+def test_export_with_dynamic_batch_height_and_width(frames: tuple[int, ...]) -> None:
+    names = ("batch", "frames", "height", "width") if frames else ("batch", "height", "width")
+    axes = (0, *range(2, len(names) + 1))
+    dynamic = {axis: torch.export.Dim(name, min=1, max=64) for axis, name in zip(axes, names, strict=True)}
     exported = torch.export.export(
-        _Block(), tuple(maps(4, 5)[:3]), dynamic_shapes={"query": dynamic, "key": dynamic, "value": dynamic}
+        _Block(), tuple(maps(*frames, 4, 5)[:3]), dynamic_shapes={"query": dynamic, "key": dynamic, "value": dynamic}
     )
     file = io.BytesIO()
     torch.export.save(exported, file)
     file.seek(0)
     loaded = torch.export.load(file).module()
     for batch_size, size in ((2, (4, 5)), (3, (7, 6)), (1, (9, 2))):
-        arguments = maps(*size, batch=batch_size)[:3]
+        arguments = maps(*(extent + 1 for extent in frames), *size, batch=batch_size)[:3]
         torch.testing.assert_close(loaded(*arguments), _block(*arguments))
 
 
@@ -788,6 +901,18 @@ def _wrong(**changes: object) -> dict[str, object]:
             ValueError,
             "key must be on the device of query, got .* on meta",
         ),
+        (
+            {"value": torch.ones(2, 7, 4, 5).to_sparse()},
+            TypeError,
+            r"value must be a dense tensor, got sparse_coo float32 \[2, 7, 4, 5\]",
+        ),
+        (
+            {"query": torch.ones(2, 5, 4, 5, dtype=torch.complex64)},
+            TypeError,
+            "query must be float32.*got complex64",
+        ),
+        ({"query": torch.tensor(1.0)}, ValueError, r"query must be \[B, Ck, H, W\] or .*got float32 \[\]"),
+        ({"scale": torch.tensor(1.0)}, TypeError, r"scale must be a number, got float32 \[\]"),
         ({"scale": "1"}, TypeError, "scale must be a number, got str"),
         ({"scale": None}, TypeError, "scale must be a number, got NoneType"),
     ],

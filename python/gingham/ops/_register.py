@@ -38,5 +38,7 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def describe(value: object) -> str:
     """A value in an error message."""
     if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
+        layout = "" if value.layout == torch.strided else f"{str(value.layout).removeprefix('torch.')} "
+        shape = "of several shapes" if value.is_nested else list(value.shape)
+        return f"{layout}{str(value.dtype).removeprefix('torch.')} {shape} on {value.device}"
     return type(value).__name__

@@ -50,6 +50,8 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: f
         torch.Size([2, 32, 5, 6])
     """
     try:
+        if type(scale) is not float:
+            _check(query, key, value, scale)  # torch would take a tensor for a number, and its gradient for none
         device = "cuda" if value.is_cuda else "cpu"
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
@@ -73,6 +75,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
     for name, x in arguments.items():
         if not isinstance(x, Tensor):
             raise TypeError(f"criss_cross_attention: {name} must be a tensor, got {describe(x)}")
+        if x.layout != torch.strided or x.is_nested:
+            raise TypeError(f"criss_cross_attention: {name} must be a dense tensor, got {describe(x)}")
         if x.dtype not in FLOATING:
             raise TypeError(
                 f"criss_cross_attention: {name} must be float32, float64, float16 or bfloat16, got {describe(x)}"
