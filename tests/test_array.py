@@ -288,3 +288,42 @@ def test_out_must_not_be_an_input() -> None:
     query, key, value = maps(4, 5)
     with pytest.raises(ValueError, match="out must share no memory with the inputs, got that of value"):
         criss_cross_attention(query, key, value, out=value)
+
+
+# ------------------------------------------------------------------------------------------------ CuPy
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("layout", [contiguous, channels_last])
+def test_cupy_agrees_with_dense_attention(layout: Callable[[Array], Array], dtype: Any) -> None:
+    cupy = pytest.importorskip("cupy")
+    arrays = [layout(x) for x in maps(9, 14, dtype=dtype)]
+    on_device = [cupy.asarray(x, order="K") for x in arrays]
+    assert_agrees(criss_cross_attention(*on_device, scale=0.5).get(), *arrays, scale=0.5)
+    out = cupy.full_like(on_device[2], np.nan)
+    assert criss_cross_attention(*on_device, scale=0.5, out=out) is out
+    assert_agrees(out.get(), *arrays, scale=0.5)
+
+
+@pytest.mark.cuda
+def test_cupy_runs_on_the_current_stream() -> None:
+    cupy = pytest.importorskip("cupy")
+    arrays = maps(33, 31)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        query, key, value = (cupy.asarray(x) * 2 for x in arrays)  # queued on the stream, as the operator must be
+        got = criss_cross_attention(query, key, value)
+    stream.synchronize()
+    assert_agrees(got.get(), *(2 * x for x in arrays))
+
+
+@pytest.mark.cuda
+def test_cupy_and_numpy_do_not_mix() -> None:
+    cupy = pytest.importorskip("cupy")
+    query, key, value = maps(4, 5)
+    with pytest.raises(TypeError, match="the arrays must be all NumPy or all CuPy, got query numpy, key cupy"):
+        criss_cross_attention(query, cupy.asarray(key), value)
+    query, key, value = (cupy.asarray(x) for x in (query, key, value))
+    with pytest.raises(ValueError, match="out must share no memory with the inputs, got that of value"):
+        criss_cross_attention(query, key, value, out=value)

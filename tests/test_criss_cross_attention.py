@@ -1029,3 +1029,14 @@ def test_cuda_and_cpu_arguments_do_not_mix() -> None:
     query, key, value, _ = maps(4, 5)
     with pytest.raises(ValueError, match=r"key must be on the device of query, got .* on cuda:0"):
         criss_cross_attention(query, key.cuda(), value)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("layout", [contiguous, channels_last])
+def test_cuda_opcheck_and_gradcheck(layout: Callable[[Tensor], Tensor]) -> None:
+    pytest.importorskip("expecttest")
+    query, key, value, _ = (layout(x) for x in maps(3, 4, dtype=torch.float64, device="cuda"))
+    leaves = [x.detach().requires_grad_() for x in (query, key, value)]
+    torch.library.opcheck(torch.ops.gingham.criss_cross_attention.default, (*leaves, 0.5))
+    torch.autograd.gradcheck(criss_cross_attention, leaves)
+    torch.autograd.gradgradcheck(criss_cross_attention, leaves)

@@ -1,11 +1,12 @@
 """The operators on NumPy and CuPy arrays. Imports no torch.
 
 NumPy arrays are computed on `threads` CPU threads (all cores unless the environment variable ``GINGHAM_NUM_THREADS``
-or the argument says otherwise), CuPy arrays on CuPy's current device and stream.
+or the argument says otherwise), CuPy arrays on their own device, on the stream that is CuPy's current one there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Any
@@ -49,7 +50,12 @@ def criss_cross_attention(
     """
     arrays = {"query": query, "key": key, "value": value} | ({} if out is None else {"out": out})
     module = _module_of(arrays)
-    _check(arrays)
+    _check(module, arrays)
+    with contextlib.nullcontext() if module is np else module.cuda.Device(value.device.id):
+        return _run(module, query, key, value, scale, out, threads)
+
+
+def _run(module: Any, query: Any, key: Any, value: Any, scale: float, out: Any, threads: int | None) -> Any:
     shape = _call_shape(query.shape, value.shape)
     channels_last = _is_channels_last(value)
     maps = [_native(module, x, channels_last) for x in (query, key, value)]
@@ -98,7 +104,7 @@ def _module_of(arrays: dict[str, Any]) -> Any:
     return kinds[0]
 
 
-def _check(arrays: dict[str, Any]) -> None:
+def _check(module: Any, arrays: dict[str, Any]) -> None:
     query, value = arrays["query"], arrays["value"]
     for name, x in arrays.items():
         if x.dtype.name not in _DTYPES or not x.dtype.isnative:
@@ -109,6 +115,10 @@ def _check(arrays: dict[str, Any]) -> None:
         if x.dtype != query.dtype:
             raise TypeError(
                 f"criss_cross_attention: {name} must have the dtype of query, got {x.dtype} and query {query.dtype}"
+            )
+        if module is not np and x.device.id != query.device.id:
+            raise ValueError(
+                f"criss_cross_attention: {name} must be on the device of query, got {x.device} and query {query.device}"
             )
     if query.ndim not in (4, 5):
         raise ValueError(
@@ -127,14 +137,11 @@ def _check(arrays: dict[str, Any]) -> None:
         out = arrays["out"]
         if out.shape != value.shape:
             raise ValueError(f"criss_cross_attention: out must have the shape of value {value.shape}, got {out.shape}")
-        if isinstance(out, np.ndarray):
-            if not out.flags.writeable:
-                raise ValueError("criss_cross_attention: out must be writeable, got a read-only array")
-            for name in ("query", "key", "value"):
-                if np.may_share_memory(out, arrays[name]):
-                    raise ValueError(
-                        f"criss_cross_attention: out must share no memory with the inputs, got that of {name}"
-                    )
+        if isinstance(out, np.ndarray) and not out.flags.writeable:
+            raise ValueError("criss_cross_attention: out must be writeable, got a read-only array")
+        for name in ("query", "key", "value"):
+            if module.may_share_memory(out, arrays[name]):
+                raise ValueError(f"criss_cross_attention: out must share no memory with the inputs, got that of {name}")
 
 
 def _thread_count(threads: int | None) -> int:

@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--threads", help="thread counts, such as 1,2 (default: 1 and all; 1 with --quick)")
     parser.add_argument("--layout", help=f"some of {','.join(LAYOUTS)} (default: both; the first with --quick)")
+    parser.add_argument("--seconds", type=float, help="begin no new row later than this (default: 28 with --quick)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured, samples included")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios (PNG, SVG or PDF)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the tables between the page's bench markers")
@@ -120,7 +121,7 @@ def measure_operator(
     began = time.monotonic()
     for number, (case, setting) in enumerate(rows):
         if seconds is not None and time.monotonic() - began > seconds:
-            report.notes.append(f"{len(rows) - number} rows were left out, the time of a quick run being over")
+            report.notes.append(f"{len(rows) - number} rows were left out, the time for new ones being over")
             break
         how = f"{setting.dtype_name}, {setting.layout}, threads={setting.threads}, {setting.direction.value}"
         _progress(f"{operator.name} {number + 1}/{len(rows)}: {case.label}, {how}")
@@ -178,7 +179,7 @@ def _run(options: argparse.Namespace) -> None:
     for name in options.operators or OPERATORS:
         operator = load_operator(name)
         rows = list(plan(operator, level, device, dtypes, list(layouts), threads))
-        seconds = _QUICK_SECONDS if level is Level.QUICK else None
+        seconds = _QUICK_SECONDS if options.seconds is None and level is Level.QUICK else options.seconds
         reports.append(measure_operator(operator, rows, level, BUDGETS[level], seconds=seconds))
         print(text(reports[-1]), flush=True)
     if options.json:

@@ -1,0 +1,43 @@
+// Launching a kernel, and what a kernel asks of its block.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace gingham::cuda {
+
+// The dynamic shared memory of a block, as bytes aligned to 16.
+#define GINGHAM_SHARED_MEMORY(name) extern __shared__ __align__(16) unsigned char name[]
+
+// The lane's value from lane ^ mask.
+template <class T>
+__device__ inline T shuffle_xor(T value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+
+inline void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // not to be reported again to whoever asks next
+  throw std::runtime_error(std::string("gingham: CUDA failed to ") + what + ": " + cudaGetErrorString(error));
+}
+
+template <class Parameters>
+void launch(void (*kernel)(Parameters), int64_t blocks, int threads, size_t shared_bytes, void* stream,
+            Parameters parameters) {
+  if (blocks == 0) return;
+  if (shared_bytes > 48 * 1024) {
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_bytes)),
+          "reserve shared memory");
+  }
+  void* arguments[] = {&parameters};
+  check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
+                         dim3(static_cast<unsigned>(threads)), arguments, shared_bytes,
+                         static_cast<cudaStream_t>(stream)),
+        "launch a kernel");
+}
+
+}  // namespace gingham::cuda

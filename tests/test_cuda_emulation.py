@@ -1,0 +1,349 @@
+"""The CUDA kernels without a GPU: compiled by g++ against tests/cuda_emulation and compared with the definition.
+
+What this shows: indices, fragment layouts, masks, barriers (threads run in random order between them), accesses past
+the end of global and shared memory, alignment, and the arithmetic of each type. What it cannot show: speed, and that
+nvcc and the hardware agree with the emulation.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+COMPILER = shutil.which("g++")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
+
+DTYPES = {"float32": np.float32, "float64": np.float64, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+CODES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}  # gingham::DType
+EPSILON = {"float32": 2.0**-23, "tf32": 2.0**-10, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+class Map(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("strides", ctypes.c_int64 * 5))
+
+
+@pytest.fixture(scope="session")
+def emulation(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    library = tmp_path_factory.mktemp("cuda_emulation") / "emulation.so"
+    include = [f"-I{ROOT / 'csrc/include'}", f"-I{ROOT / 'tests/cuda_emulation'}"]
+    sources = [str(ROOT / "csrc/cuda/criss_cross_attention.cu"), str(ROOT / "tests/cuda_emulation/module.cpp")]
+    options = ["-std=c++17", "-O1", "-fPIC", "-shared", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
+    command = [str(COMPILER), *options, "-DGINGHAM_CUDA_EMULATION", *include, "-x", "c++", *sources, "-o", str(library)]
+    subprocess.run(command, check=True)
+    loaded = ctypes.CDLL(str(library))
+    loaded.allocate_guarded.restype = ctypes.c_void_p
+    loaded.allocate_guarded.argtypes = (ctypes.c_size_t,)
+    loaded.free_guarded.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    loaded.forward.restype = loaded.backward.restype = ctypes.c_char_p
+    loaded.backward_workspace.restype = ctypes.c_size_t
+    return loaded
+
+
+# ------------------------------------------------------------------------------------------------ the definition
+
+Maps = dict[str, np.ndarray]  # of shape [B, C, T, H, W]
+
+
+def definition(maps: Maps, scale: float) -> tuple[Maps, Maps]:
+    """Results in float64 and, of each, the sum of the absolute values of its terms, by which rounding is measured."""
+    batch, _, *size = maps["query"].shape
+    q, k, v, g = (
+        maps[n].astype(np.float64).reshape(batch, -1, np.prod(size)) for n in ("query", "key", "value", "grad")
+    )
+    places = np.stack(np.unravel_index(np.arange(np.prod(size)), size))
+    cross = (places[:, :, None] != places[:, None, :]).sum(axis=0) <= 1
+    logits = np.where(cross, scale * np.einsum("bcu,bcp->bup", q, k), -np.inf)
+    largest = logits.max(axis=-1, keepdims=True)
+    lse = largest + np.log(np.exp(logits - largest).sum(axis=-1, keepdims=True))
+    weights = np.exp(logits - lse)
+    output = np.einsum("bup,bcp->bcu", weights, v)
+    delta = (g * output).sum(axis=1)[:, :, None]
+    slopes = weights * (np.einsum("bcu,bcp->bup", g, v) - delta) * scale
+    # Rounding of the stored output enters delta, and with it every slope.
+    rounded = weights * (
+        np.einsum("bcu,bcp->bup", abs(g), abs(v))
+        + (abs(g) * np.einsum("bup,bcp->bcu", weights, abs(v))).sum(1)[:, :, None]
+    )
+    results = {
+        "output": output,
+        "lse": lse[:, None, :, 0],
+        "grad_query": np.einsum("bup,bcp->bcu", slopes, k),
+        "grad_key": np.einsum("bup,bcu->bcp", slopes, q),
+        "grad_value": np.einsum("bup,bcu->bcp", weights, g),
+    }
+    sizes = {
+        "output": np.einsum("bup,bcp->bcu", weights, abs(v)),
+        "lse": 1 + np.abs(lse[:, None, :, 0]),
+        "grad_query": np.einsum("bup,bcp->bcu", rounded, abs(k)) * abs(scale),
+        "grad_key": np.einsum("bup,bcu->bcp", rounded, abs(q)) * abs(scale),
+        "grad_value": np.einsum("bup,bcu->bcp", weights, abs(g)),
+    }
+    shaped = lambda x: x.reshape(batch, -1, *size)  # noqa: E731
+    return {n: shaped(x) for n, x in results.items()}, {n: shaped(x) for n, x in sizes.items()}
+
+
+# ------------------------------------------------------------------------------------------------ running the kernels
+
+
+class Arena:
+    """Arrays that end at an unmapped page, so that a kernel that goes past the end stops the process."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+        self.owned: list[tuple[int, int]] = []
+
+    def array(self, shape: tuple[int, ...], dtype: Any, memory_axes: tuple[int, ...], extra: int = 0) -> np.ndarray:
+        """An array of `shape` whose axes lie in memory as `memory_axes` says; the last is `extra` elements longer."""
+        stored = [shape[axis] for axis in memory_axes]
+        stored[-1] += extra
+        count = int(np.prod(stored))
+        size = max(count, 1) * np.dtype(dtype).itemsize
+        address = self.library.allocate_guarded(size)
+        self.owned.append((address, size))
+        flat = np.frombuffer((ctypes.c_char * size).from_address(address), dtype=np.uint8).view(dtype)[:count]
+        flat[...] = np.nan
+        whole = flat.reshape(stored).transpose(np.argsort(memory_axes))
+        return whole[tuple(slice(0, s) for s in shape)]
+
+    def free(self) -> None:
+        for address, size in self.owned:
+            self.library.free_guarded(address, size)
+
+
+CHANNELS_FIRST, CHANNELS_LAST = (0, 1, 2, 3, 4), (0, 2, 3, 4, 1)
+
+
+def view_of(array: np.ndarray) -> Map:
+    strides = [s // array.itemsize for s in array.strides]
+    return Map(array.ctypes.data, (ctypes.c_int64 * 5)(*(strides[i] for i in (0, 1, 2, 3, 4))))
+
+
+def run(
+    library: ctypes.CDLL,
+    maps: Maps,
+    dtype: str,
+    scale: float,
+    axes: tuple[int, ...],
+    *,
+    tf32: bool = False,
+    extra: int = 0,
+    seed: int = 0,
+) -> Maps:
+    batch, key_channels, *size = maps["query"].shape
+    value_channels = maps["value"].shape[1]
+    shape = (ctypes.c_int64 * 6)(batch, key_channels, value_channels, *size)
+    sums = np.float64 if dtype == "float64" else np.float32
+    arena = Arena(library)
+    try:
+        held = {}
+        for name, like in (
+            ("query", "query"),
+            ("key", "query"),
+            ("value", "value"),
+            ("grad", "value"),
+            ("output", "value"),
+            ("grad_query", "query"),
+            ("grad_key", "query"),
+            ("grad_value", "value"),
+        ):
+            held[name] = arena.array(maps[like].shape, DTYPES[dtype], axes, extra)
+            if name in maps:
+                held[name][...] = maps[name]
+        lse = arena.array((batch, 1, *size), sums, CHANNELS_FIRST)
+        views = [
+            view_of(held[n])
+            for n in ("query", "key", "value", "output", "grad", "grad_query", "grad_key", "grad_value")
+        ]
+        error = library.forward(
+            shape,
+            CODES[dtype],
+            ctypes.c_double(scale),
+            tf32,
+            (Map * 4)(*views[:4]),
+            ctypes.c_void_p(lse.ctypes.data),
+            seed,
+        )
+        assert not error, error
+        workspace = library.backward_workspace(shape, CODES[dtype])
+        delta = arena.array((workspace // np.dtype(sums).itemsize,), sums, (0,))
+        error = library.backward(
+            shape,
+            CODES[dtype],
+            ctypes.c_double(scale),
+            tf32,
+            (Map * 8)(*views),
+            ctypes.c_void_p(lse.ctypes.data),
+            ctypes.c_void_p(delta.ctypes.data),
+            seed,
+        )
+        assert not error, error
+        for name in ("query", "key", "value", "grad"):
+            np.testing.assert_array_equal(held[name].astype(np.float64), maps[name].astype(np.float64))
+        return {
+            n: x.astype(np.float64)
+            for n, x in (
+                {"lse": lse} | {n: held[n] for n in ("output", "grad_query", "grad_key", "grad_value")}
+            ).items()
+        }
+    finally:
+        arena.free()
+
+
+def random_maps(
+    dtype: str, batch: int, key_channels: int, value_channels: int, size: tuple[int, ...], seed: int = 0
+) -> Maps:
+    generator = np.random.default_rng(seed)
+    channels = {"query": key_channels, "key": key_channels, "value": value_channels, "grad": value_channels}
+    size = (1,) * (3 - len(size)) + size
+    return {n: generator.standard_normal((batch, c, *size)).astype(DTYPES[dtype]) for n, c in channels.items()}
+
+
+def check(
+    library: ctypes.CDLL,
+    maps: Maps,
+    dtype: str,
+    axes: tuple[int, ...],
+    *,
+    scale: float = 0.6,
+    tf32: bool = False,
+    extra: int = 0,
+    seed: int = 0,
+) -> Maps:
+    got = run(library, maps, dtype, scale, axes, tf32=tf32, extra=extra, seed=seed)
+    expected, sizes = definition(maps, scale)
+    largest_query = np.abs(maps["query"].astype(np.float64)).max()
+    logits = 1 + np.abs(expected["lse"]).max() + abs(scale) * largest_query**2 * maps["query"].shape[1]
+    for name, exact in expected.items():
+        sums = EPSILON["float64" if dtype == "float64" else "tf32" if tf32 else "float32"]
+        storage = 0 if name == "lse" else EPSILON["tf32" if tf32 else dtype]
+        bound = (4 * storage + 4 * sums * logits) * sizes[name]
+        if dtype == "float16":
+            bound = bound + 2.0**-21
+        error = np.abs(got[name] - exact)
+        assert (error <= bound).all(), (
+            f"{name}: {np.nanmax(error / bound):.3g} times the bound, {np.isnan(got[name]).sum()} not finite"
+        )
+    return got
+
+
+# ------------------------------------------------------------------------------------------------ tests
+
+LAYOUTS = pytest.mark.parametrize("axes", [CHANNELS_FIRST, CHANNELS_LAST], ids=["channels_first", "channels_last"])
+EVERY_DTYPE = pytest.mark.parametrize("dtype", list(DTYPES))
+SIZES = [(5, 6), (1, 7), (7, 1), (1, 1), (17, 3), (3, 18), (3, 4, 5), (2, 1, 3), (1, 3, 2), (18, 2, 1)]
+
+
+@LAYOUTS
+@EVERY_DTYPE
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_kernels_agree_with_the_definition(
+    emulation: ctypes.CDLL, size: tuple[int, ...], dtype: str, axes: tuple[int, ...]
+) -> None:
+    check(emulation, random_maps(dtype, 2, 5, 7, size), dtype, axes, seed=sum(size))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_emulated_conversions_are_those_of_numpy(emulation: ctypes.CDLL, dtype: str) -> None:
+    # A map of one position is its own output, whatever it is; float16 by way of weights scaled by 2^15.
+    numbers = np.array([0.0, -0.0, 1.0, -2.5, 6e-8, 1e-5, 6.1e-5, 3.3, 65504.0, 1023.5, 0.1], dtype=DTYPES[dtype])
+    maps = random_maps(dtype, 1, 2, len(numbers), (1, 1))
+    maps["value"][0, :, 0, 0, 0] = numbers
+    got = run(emulation, maps, dtype, 1.0, CHANNELS_FIRST)
+    np.testing.assert_array_equal(got["output"].ravel(), numbers.astype(np.float64))
+
+
+@LAYOUTS
+@pytest.mark.parametrize("size", [(4, 5), (17, 18), (3, 4, 5)], ids=str)
+def test_tf32_products_agree_as_far_as_tf32_goes(
+    emulation: ctypes.CDLL, size: tuple[int, ...], axes: tuple[int, ...]
+) -> None:
+    maps = random_maps("float32", 1, 9, 10, size)
+    fast = check(emulation, maps, "float32", axes, tf32=True)
+    exact = check(emulation, maps, "float32", axes)
+    assert not np.array_equal(fast["output"], exact["output"])
+
+
+@LAYOUTS
+@EVERY_DTYPE
+@pytest.mark.parametrize(("key_channels", "value_channels"), [(1, 1), (8, 16), (17, 24), (65, 3), (3, 130)])
+def test_any_number_of_channels(
+    emulation: ctypes.CDLL, key_channels: int, value_channels: int, dtype: str, axes: tuple[int, ...]
+) -> None:
+    # 8, 16 and 24 take the path of 16-byte vectors in channels-last maps, 130 several chunks of channels.
+    check(emulation, random_maps(dtype, 1, key_channels, value_channels, (4, 3)), dtype, axes, scale=1 / key_channels)
+
+
+@LAYOUTS
+@EVERY_DTYPE
+@pytest.mark.parametrize("size", [(131, 2), (2, 131), (131, 1, 2), (97, 3)], ids=str)
+def test_lines_longer_than_a_warp_holds(
+    emulation: ctypes.CDLL, size: tuple[int, ...], dtype: str, axes: tuple[int, ...]
+) -> None:
+    check(emulation, random_maps(dtype, 1, 3, 9, size), dtype, axes)
+
+
+@LAYOUTS
+@EVERY_DTYPE
+def test_more_neighbouring_lines_than_a_block_takes(emulation: ctypes.CDLL, dtype: str, axes: tuple[int, ...]) -> None:
+    check(emulation, random_maps(dtype, 1, 2, 3, (2, 2, 37)), dtype, axes)
+    check(emulation, random_maps(dtype, 1, 2, 3, (37, 2)), dtype, axes)
+
+
+@pytest.mark.parametrize("extra", [1, 8])
+@LAYOUTS
+@EVERY_DTYPE
+def test_maps_that_are_slices(emulation: ctypes.CDLL, dtype: str, axes: tuple[int, ...], extra: int) -> None:
+    check(emulation, random_maps(dtype, 2, 8, 16, (5, 6)), dtype, axes, extra=extra)
+
+
+@LAYOUTS
+@EVERY_DTYPE
+def test_results_do_not_depend_on_the_order_of_threads_or_on_the_batch(
+    emulation: ctypes.CDLL, dtype: str, axes: tuple[int, ...]
+) -> None:
+    maps = random_maps(dtype, 3, 5, 7, (9, 10))
+    first = run(emulation, maps, dtype, 0.6, axes, seed=1)
+    again = run(emulation, maps, dtype, 0.6, axes, seed=2)
+    alone = run(emulation, {n: x[1:2] for n, x in maps.items()}, dtype, 0.6, axes, seed=3)
+    for name, result in first.items():
+        np.testing.assert_array_equal(result, again[name])
+        np.testing.assert_array_equal(result[1:2], alone[name])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("scale", [1.0, 0.0, -1.0])
+def test_large_logits_and_scales_of_any_sign(emulation: ctypes.CDLL, dtype: str, scale: float) -> None:
+    maps = random_maps(dtype, 1, 64, 5, (4, 5))
+    for name in ("query", "key"):
+        maps[name] = (60 * np.sign(maps[name].astype(np.float32))).astype(DTYPES[dtype])
+    check(emulation, maps, dtype, CHANNELS_FIRST, scale=scale)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_small_weights_keep_their_digits(emulation: ctypes.CDLL, dtype: str) -> None:
+    # One position takes nearly everything; float16 holds nothing below 6e-8, which the weights of the others are.
+    maps = random_maps(dtype, 1, 1, 3, (1, 24))
+    maps["query"][...], maps["key"][...] = 4.0, 0.0
+    maps["key"][..., 0] = 4.0
+    maps["value"][..., 0] = 0.0
+    maps["value"][..., 1:] = 1000.0
+    got = run(emulation, maps, dtype, 1.0, CHANNELS_FIRST)
+    expected, _ = definition(maps, 1.0)
+    np.testing.assert_allclose(got["output"], expected["output"], rtol=4 * EPSILON[dtype])
+
+
+@EVERY_DTYPE
+def test_maps_without_elements(emulation: ctypes.CDLL, dtype: str) -> None:
+    for batch, channels, size in [(0, 3, (2, 2)), (2, 3, (0, 4)), (2, 3, (4, 0)), (2, 3, (0, 2, 2))]:
+        run(emulation, random_maps(dtype, batch, 2, channels, size), dtype, 1.0, CHANNELS_FIRST)
+    got = run(emulation, random_maps(dtype, 1, 2, 0, (3, 4)), dtype, 1.0, CHANNELS_FIRST)
+    assert not got["grad_query"].any()
+    assert not got["grad_key"].any()
