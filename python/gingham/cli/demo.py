@@ -184,8 +184,14 @@ _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 
 
 
 def _report(results: dict[tuple[int, int], dict[str, float]], arms: list[int], seeds: int, settings: Settings) -> str:
+    import torch
+
+    from gingham.bench.machine import describe
+
+    machine = describe(torch.device("cpu"))
     lines = [
         f"CCNet on the cue scenes, test split; {settings.train} training scenes, {settings.epochs} epochs.",
+        "On " + ", ".join(f"{name} {machine[name]}" for name in ("cpu", "cores", "gingham", "torch", "python")) + ".",
         "",
         "| arm | trousers-IoU by seed | mean | spread | mIoU | training, s |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -39,23 +39,23 @@ def save_panels(
     if not rows:
         return
     columns = 1 + max(len(masks) for _, masks in rows)
-    figure, axes = plt.subplots(len(rows), columns, figsize=(2 * columns, 2 * len(rows) + 0.6), squeeze=False)
-    for line, (image, masks) in zip(axes, rows, strict=True):
+    size = (2 * columns, 2 * len(rows) + 0.6)
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+    for number, (line, (image, masks)) in enumerate(zip(axes, rows, strict=True)):
         panels = {"image": image.permute(1, 2, 0).numpy()} | {
             title: overlay(image, mask, palette) for title, mask in masks.items()
         }
         for axis, (title, panel) in zip(line, panels.items(), strict=False):
             axis.imshow(panel, interpolation="nearest")
-            if line is axes[0]:
+            if number == 0:
                 axis.set_title(title, fontsize=8)
         for axis in line:
             axis.axis("off")
     patches = [
-        Patch(color=(rgb[0] / 255, rgb[1] / 255, rgb[2] / 255), label=name)
+        Patch(facecolor=(rgb[0] / 255, rgb[1] / 255, rgb[2] / 255), edgecolor="grey", label=name)
         for name, rgb in zip(names, palette, strict=True)
     ]
-    figure.legend(handles=patches, loc="lower center", ncols=min(len(patches), 5), fontsize=7)
-    figure.tight_layout(rect=(0, 0.06 + 0.02 * (len(patches) // 5), 1, 1))
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 5), fontsize=7)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
