@@ -2,10 +2,11 @@
 set(GINGHAM_INSTRUCTION_SETS baseline)
 set(GINGHAM_FLAGS_baseline "")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  list(APPEND GINGHAM_INSTRUCTION_SETS avx2 avx512 avx512_bf16)
+  list(APPEND GINGHAM_INSTRUCTION_SETS avx2 avx512 avx512_bf16 amx)
   set(GINGHAM_FLAGS_avx2 -mavx2 -mfma -mf16c)
   set(GINGHAM_FLAGS_avx512 ${GINGHAM_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
   set(GINGHAM_FLAGS_avx512_bf16 ${GINGHAM_FLAGS_avx512} -mavx512bf16)
+  set(GINGHAM_FLAGS_amx ${GINGHAM_FLAGS_avx512_bf16} -DGINGHAM_TILES)
 endif()
 
 function(gingham_add_for_each_instruction_set target source)

@@ -16,11 +16,16 @@
 //
 // What is held: logits of one group (about L * L floats a line, 16 lines a group when lanes run across lines) and two
 // panels of a few channels, some 1 MB a thread, meant for L2. Nothing grows with the map but lse and delta.
-// What bounds it: arithmetic. Forward takes 2 (Ck + Cv) (H + W) multiply-adds a position, backward 2 (3 Ck + 2 Cv) (H +
-// W), nearly all in multiply_block; value and output cross the memory bus once a pass, some 10 % of the time.
+// What bounds it: arithmetic first. Forward takes 2 (Ck + Cv) (H + W) operations a position, backward
+// 2 (3 Ck + 2 Cv) (H + W); two thirds of the time are spent in multiply_block, which alone runs at 90 % (float32) and
+// 85 % (pairs) of what the core's multipliers give. The rest is packing (15 %), unpacking (8 %), softmax (2 %) and, for
+// lines of 16 n + 1 positions, the lone column (4 %). Channels-first maps whose rows are no multiple of a cache line
+// cost 15 % more than others: 16 neighbouring columns then lie on two cache lines in every row, and each is fetched
+// twice.
 #include "gingham/criss_cross_attention.h"
 
 #include <cmath>
+#include <type_traits>
 
 #include "dispatch.h"
 #include "lines.h"
@@ -47,13 +52,14 @@ struct Pass {
   int64_t group_lines;  // in one group
   int64_t groups_per_plane;
 
-  int64_t most_lines() const { return smaller(lines, group_lines + group_lines / 4); }
+  int64_t last_lines() const { return lines - (groups_per_plane - 1) * group_lines; }
+  int64_t most_lines() const { return larger(groups_per_plane > 1 ? group_lines : 0, last_lines()); }
   int64_t groups() const { return planes * groups_per_plane; }
 
   LineGroup group(const CrissCrossShape& shape, int64_t index) const {
     const int64_t plane = index / groups_per_plane, in_plane = index % groups_per_plane;
     const int64_t first = in_plane * group_lines;
-    const int64_t count = in_plane + 1 == groups_per_plane ? lines - first : group_lines;
+    const int64_t count = in_plane + 1 == groups_per_plane ? last_lines() : group_lines;
     const int64_t inner = axis == Axis::frame ? shape.rows : shape.frames;
     LineGroup group{plane / inner, 0, 0, 0, count, length};
     (axis == Axis::frame ? group.row : group.frame) = plane % inner;
@@ -120,12 +126,16 @@ struct Scratch {
   Sum* squares[2] = {};      // [line][stride][stride]
   Sum* panels[2] = {};       // [line][chunk][stride]
   Sum* line_values[2] = {};  // [line][stride]
-  Unit* column = nullptr;    // [stride]
+  Unit* product = nullptr;   // for multiply
 
   // A multiple of every register block's height, unless there are fewer channels.
   static int64_t chunk_channels(const Pass& pass, int64_t channels) {
     const int64_t stride = round_up(pass.length, kLanes<Sum>);
     const int64_t fit = kPanelBytes / (pass.most_lines() * stride * int64_t(sizeof(Sum)));
+    if (U::kTiles) {
+      const int64_t tall = 2 * kTileRows;
+      return smaller(round_up(larger(1, channels), kTileRows), fit >= tall ? fit / tall * tall : kTileRows);
+    }
     return smaller(round_up(larger(1, channels), 8), fit >= 24 ? fit / 24 * 24 : larger(8, fit / 8 * 8));
   }
   // Lays the scratch of `pass` out at `base`; returns its size. base may be null to ask for the size alone.
@@ -142,7 +152,8 @@ struct Scratch {
     for (int i = 0; i < square_count; ++i) squares[i] = take(lines * stride * stride);
     for (Sum*& panel : panels) panel = take(lines * chunk * stride);
     for (Sum*& values : line_values) values = take(lines * stride);
-    column = reinterpret_cast<Unit*>(take(stride));
+    product = reinterpret_cast<Unit*>(
+        take(larger(multiply_scratch<U>(pass.length, chunk), multiply_scratch<U>(chunk, stride))));
     return offset;
   }
 };
@@ -231,7 +242,7 @@ void correlate(LineView<const E> left, LineView<const E> right, int64_t channels
     for (int64_t g = 0; g < group.lines; ++g) {
       multiply<U>(group.length, group.length, rows, {left_panels + g * rows * stride, 1, stride},
                   right_panels + g * rows * stride, stride, squares + g * stride * stride, stride, c > 0,
-                  scratch.column, prefetcher);
+                  scratch.product, prefetcher);
     }
   }
 }
@@ -243,7 +254,7 @@ void aggregate(LineView<const E> source, const typename U::Unit* operand, LineVi
                const Scratch<U>& scratch) {
   using Unit = typename U::Unit;
   const int64_t stride = scratch.stride, source_stride = panel_stride<U, PairAxis::position>(group.length);
-  const int64_t steps = (group.length + U::kPair - 1) / U::kPair;
+  const int64_t steps = summed_units<U>(group.length);
   Unit* source_panels = reinterpret_cast<Unit*>(scratch.panels[0]);
   for (int64_t c = 0; c < channels; c += scratch.chunk) {
     const int64_t count = smaller(scratch.chunk, channels - c);
@@ -256,7 +267,7 @@ void aggregate(LineView<const E> source, const typename U::Unit* operand, LineVi
     for (int64_t g = 0; g < group.lines; ++g) {
       multiply<U>(count, group.length, steps, {source_panels + g * count * source_stride, source_stride, 1},
                   operand + g * stride * stride, stride, scratch.panels[1] + g * count * stride, stride, false,
-                  scratch.column, prefetcher);
+                  scratch.product, prefetcher);
     }
     unpack<merge>(scratch.panels[1], weights, from_channel(target, c), count, group.lines, group.length, contiguous);
   }
@@ -275,6 +286,9 @@ void to_units(const typename U::Sum* sums, typename U::Unit* units, int64_t leng
             k + 1 < length ? bfloat16_bits(load(sums + (k + 1) * stride + n)) : Vector<uint32_t>{};
         store(units + k / 2 * stride + n, low | (high << 16));
       }
+    }
+    for (int64_t k = (length + 1) / 2; k < summed_units<U>(length); ++k) {
+      for (int64_t n = 0; n < stride; n += kLanes<float>) store(units + k * stride + n, Vector<uint32_t>{});
     }
     return;
   }
@@ -376,6 +390,7 @@ void forward_group(const CrissCrossForward& call, const Pass& pass, bool channel
                    char* memory) {
   using Sum = typename U::Sum;
   using Unit = typename U::Unit;
+  [[maybe_unused]] const std::conditional_t<U::kTiles, TileScope, int> tiles{};
   Scratch<U> scratch;
   scratch.lay_out(call.shape, pass, 1, memory);
   const LineGroup group = pass.group(call.shape, index);
@@ -444,7 +459,7 @@ void delta_row(const CrissCrossBackward& call, bool channels_are_first, int64_t 
       const int count = int(shape.value_channels - c);
       sum += load_widened(o + c, count) * load_widened(g + c, count);
     }
-    delta[x] = sum_of_lanes<Sum>(sum);
+    delta[x] = sum_of_lanes(sum);
   }
 }
 
@@ -467,6 +482,7 @@ void backward_group(const CrissCrossBackward& call, const typename U::Sum* delta
                     bool channels_are_first, int64_t index, char* memory) {
   using Sum = typename U::Sum;
   using Unit = typename U::Unit;
+  [[maybe_unused]] const std::conditional_t<U::kTiles, TileScope, int> tiles{};
   Scratch<U> scratch;
   scratch.lay_out(call.shape, pass, 2, memory);
   const LineGroup group = pass.group(call.shape, index);

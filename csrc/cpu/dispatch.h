@@ -10,7 +10,7 @@
 
 namespace gingham::cpu {
 
-enum class Isa : int { baseline, avx2, avx512, avx512_bf16 };
+enum class Isa : int { baseline, avx2, avx512, avx512_bf16, amx };
 
 // The best instruction set that this machine has, or the one that the environment variable GINGHAM_CPU names.
 // Throws std::runtime_error when GINGHAM_CPU names an unknown or an unsupported one.
@@ -21,7 +21,7 @@ GINGHAM_API std::vector<std::string> available_isas();
 }  // namespace gingham::cpu
 
 #if defined(__x86_64__)
-#define GINGHAM_FOR_EACH_ISA(X) X(baseline) X(avx2) X(avx512) X(avx512_bf16)
+#define GINGHAM_FOR_EACH_ISA(X) X(baseline) X(avx2) X(avx512) X(avx512_bf16) X(amx)
 #else
 #define GINGHAM_FOR_EACH_ISA(X) X(baseline)
 #endif

@@ -40,8 +40,6 @@ inline LineView<E> view_lines(const gingham::MapView& map, Axis axis, const Line
           axis == Axis::row ? map.row_stride : map.column_stride, position};
 }
 
-inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
-
 // Loads `count` units whose first elements are neighbours along the contiguous axis.
 // `second` is where the second elements of the pairs are, null when they are zeros (the odd end of an axis).
 template <class U, class E>
@@ -74,15 +72,40 @@ struct UnitLoader<BFloat16Pair, BFloat16> {
 // Which axis two elements of a unit are neighbours of. Units of one element do not care.
 enum class PairAxis { position, channel };
 
-// Leading dimension of a panel whose positions are `length` long: whole vectors of units.
+// Units of a summed axis.
+template <class U>
+inline int64_t summed_units(int64_t elements) {
+  const int64_t units = (elements + U::kPair - 1) / U::kPair;
+  return U::kTiles ? round_up(units, kTileRows) : units;
+}
+
+// Leading dimension of a panel whose positions are `length` long. A panel of pairs along positions is a left operand,
+// which is read unit by unit: it needs no padding where the product needs none (97 positions stay 97).
 template <class U, PairAxis pairs>
 inline int64_t panel_stride(int64_t length) {
   const int64_t units = pairs == PairAxis::position ? (length + U::kPair - 1) / U::kPair : length;
-  return round_up(units, kLanes<typename U::Sum>);
+  constexpr int kN = kLanes<typename U::Sum>;
+  const bool unpadded = pairs == PairAxis::position && has_single_columns<kN>(units) && !U::kTiles;
+  return unpadded ? units : round_up(units, kN);
 }
 template <class U, PairAxis pairs>
 inline int64_t panel_rows(int64_t channels) {
-  return pairs == PairAxis::channel ? (channels + U::kPair - 1) / U::kPair : channels;
+  return pairs == PairAxis::channel ? summed_units<U>(channels) : channels;
+}
+
+// The unit (c, g, p) of a view; zeros beyond the end.
+template <class U, PairAxis pairs, class E>
+inline typename U::Unit unit_at(LineView<const E> view, int64_t channels, int64_t length, int64_t c, int64_t g,
+                                int64_t p) {
+  if (c >= channels || p >= length) return 0;
+  const E* first = view.data + c * view.channel_stride + g * view.line_stride + p * view.position_stride;
+  if constexpr (U::kPair == 1) {
+    return to_float(*first);
+  } else {
+    const bool whole = pairs == PairAxis::position ? p + 1 < length : c + 1 < channels;
+    const int64_t step = pairs == PairAxis::position ? view.position_stride : view.channel_stride;
+    return first->bits | (whole ? uint32_t(first[step].bits) << 16 : 0);
+  }
 }
 
 // Packs channels [0, channels) of the view into panels [line][panel_rows][panel_stride]; the padding reads as zero.
@@ -122,24 +145,28 @@ inline void pack(typename U::Unit* panels, LineView<const E> view, int64_t chann
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t g = 0; g < lines; ++g) {
         for (int64_t u = 0; u < stride; u += kN)
-          store(panels + (g * rows + r) * stride + u, load_at(r * kStepC, g, u * kStepP));
+          store_part(panels + (g * rows + r) * stride + u, load_at(r * kStepC, g, u * kStepP), stride - u);
       }
     }
     return;
   }
   Vector<Unit> block[kN];
   if (contiguous == Contiguous::line) {
+    const int64_t alone = lines % kN == 1 ? lines - 1 : lines;  // a line that would be a block of its own
     for (int64_t r = 0; r < rows; ++r) {
+      if (alone < lines) {
+        Unit* row = panels + (alone * rows + r) * stride;
+        for (int64_t u = 0; u < stride; ++u)
+          row[u] = unit_at<U, pairs>(view, channels, length, r * kStepC, alone, u * kStepP);
+      }
       for (int64_t u = 0; u < stride; u += kN) {
-        for (int64_t g = 0; g < lines; g += kN) {
+        for (int64_t g = 0; g < alone; g += kN) {
           for (int i = 0; i < kN; ++i) block[i] = load_at(r * kStepC, g, (u + i) * kStepP);
           const int64_t valid = smaller(kN, lines - g);
-          if (valid > 1) transpose<Unit>(block);
-          if (valid == 1) {  // a lone line: its units are the first lanes
-            for (int i = 0; i < kN; ++i) panels[(g * rows + r) * stride + u + i] = block[i][0];
-            continue;
+          transpose<Unit>(block);
+          for (int64_t i = 0; i < valid; ++i) {
+            store_part(panels + ((g + i) * rows + r) * stride + u, block[i], stride - u);
           }
-          for (int64_t i = 0; i < valid; ++i) store(panels + ((g + i) * rows + r) * stride + u, block[i]);
         }
       }
     }
@@ -151,7 +178,9 @@ inline void pack(typename U::Unit* panels, LineView<const E> view, int64_t chann
         for (int i = 0; i < kN; ++i) block[i] = load_at(r * kStepC, g, (u + i) * kStepP);
         transpose<Unit>(block);
         const int64_t valid = smaller(kN, rows - r);
-        for (int64_t i = 0; i < valid; ++i) store(panels + (g * rows + r + i) * stride + u, block[i]);
+        for (int64_t i = 0; i < valid; ++i) {
+          store_part(panels + (g * rows + r + i) * stride + u, block[i], stride - u);
+        }
       }
     }
   }
@@ -175,8 +204,8 @@ inline void prefetch_lines(Prefetcher& prefetcher, LineView<E> view, int64_t cha
 
 enum class Merge { write, add, weigh };
 
-// Writes panels [line][channels][stride] of sums back: map = sums, map += sums, or map = map * weights + sums with
-// weights [line][stride].
+// Writes panels [line][channels][stride] of sums back: map = sums, map += sums, or map = map * weights +
+// sums with weights [line][stride].
 template <Merge merge, class E, class Sum>
 inline void unpack(const Sum* panels, const Sum* weights, LineView<E> view, int64_t channels, int64_t lines,
                    int64_t length, Contiguous contiguous) {
@@ -210,8 +239,23 @@ inline void unpack(const Sum* panels, const Sum* weights, LineView<E> view, int6
   }
   Vector<Sum> block[kN];
   if (contiguous == Contiguous::line) {
-    for (int64_t g = 0; g < lines; g += kN) {
-      const int64_t valid = smaller(kN, lines - g);
+    const int64_t alone = lines % kN == 1 ? lines - 1 : lines;  // a line that would be a block of its own
+    for (int64_t c = 0; c < channels && alone < lines; ++c) {
+      const Sum* row = panels + (alone * channels + c) * stride;
+      for (int64_t p = 0; p < length; p += kN) {
+        E old[kN];
+        const int64_t count = smaller(kN, length - p);
+        if constexpr (merge != Merge::write) {
+          for (int64_t i = 0; i < count; ++i) old[i] = *at(c, alone, p + i);
+        }
+        Vector<Sum> weight{};
+        if constexpr (merge == Merge::weigh) weight = load(weights + alone * stride + p);
+        put(old, load(row + p), weight, kN);
+        for (int64_t i = 0; i < count; ++i) *at(c, alone, p + i) = old[i];
+      }
+    }
+    for (int64_t g = 0; g < alone; g += kN) {
+      const int64_t valid = smaller(kN, alone - g);
       for (int64_t p = 0; p < length; p += kN) {
         Vector<Sum> weight[kN];
         if constexpr (merge == Merge::weigh) {

@@ -3,11 +3,16 @@
 // A panel holds *units*: what one multiply instruction consumes of the summed axis. A unit is a float, a double, or a
 // pair of neighbouring bfloat16 (AVX512-BF16), so that one loop serves all of them. A has free strides, because its
 // units are broadcast; B and C have contiguous n and rows that are padded to whole vectors.
-// The register block is MR x NV vectors of C. What it needs of B per k stays in L1, A is read once per block.
+// The register block is MR x NV vectors of C. What it needs of B per k stays in L1, A is read once per block. Pairs on
+// AMX go through blocks of 2 x 2 tiles instead; there the summed axis is padded to whole tiles, with zeros in both
+// operands, and blocks at the lower edge read and write whole tiles: panels end on a multiple of 16 rows.
 #pragma once
+
+#include <type_traits>
 
 #include "prefetch.h"
 #include "simd.h"
+#include "tiles.h"
 
 namespace {
 
@@ -15,12 +20,14 @@ struct FloatUnit {
   using Unit = float;
   using Sum = float;
   static constexpr int kPair = 1;
+  static constexpr bool kTiles = false;
   static Vector<float> multiply_add(Vector<float> a, Vector<float> b, Vector<float> sum) { return a * b + sum; }
 };
 struct DoubleUnit {
   using Unit = double;
   using Sum = double;
   static constexpr int kPair = 1;
+  static constexpr bool kTiles = false;
   static Vector<double> multiply_add(Vector<double> a, Vector<double> b, Vector<double> sum) { return a * b + sum; }
 };
 #if defined(__AVX512BF16__)
@@ -28,6 +35,7 @@ struct BFloat16Pair {
   using Unit = uint32_t;
   using Sum = float;
   static constexpr int kPair = 2;
+  static constexpr bool kTiles = kHasTiles;
   static Vector<float> multiply_add(Vector<uint32_t> a, Vector<uint32_t> b, Vector<float> sum) {
     return (Vector<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
   }
@@ -107,24 +115,34 @@ inline void multiply_stripe(int64_t rows, Panel<U> a, const typename U::Unit* b,
   }
 }
 
-// One column of C. When A's summed axis is contiguous, the lanes run along it; otherwise they run along the rows.
-// Both may read up to a vector past the end of A's contiguous axis: panels are padded (with zeros along the summed
-// axis).
+// One column of C. When A's summed axis is contiguous, the lanes run along it; otherwise they run along the rows, and
+// may read up to a vector past the end of A.
 template <class U>
 inline void multiply_column(int64_t rows, Panel<U> a, const typename U::Unit* b, int64_t b_stride, typename U::Sum* c,
                             int64_t c_stride, int64_t count, bool accumulate, typename U::Unit* column) {
   using Sum = typename U::Sum;
   constexpr int kN = kLanes<Sum>;
   if (a.sum_stride == 1) {
-    const int64_t padded = (count + kN - 1) / kN * kN;
+    const int64_t whole = count / kN * kN, rest = count - whole;
     for (int64_t k = 0; k < count; ++k) column[k] = b[k * b_stride];
-    for (int64_t k = count; k < padded; ++k) column[k] = 0;
-    for (int64_t m = 0; m < rows; ++m) {
-      const typename U::Unit* row = a.data + m * a.row_stride;
-      Vector<Sum> sum{};
-      for (int64_t k = 0; k < padded; k += kN) sum = U::multiply_add(load(row + k), load(column + k), sum);
-      const Sum total = sum_of_lanes<Sum>(sum);
-      c[m * c_stride] = accumulate ? c[m * c_stride] + total : total;
+    const auto last = load_part(column + whole, rest);
+    constexpr int kRows = 4;  // at a time, because a sum waits for its own last step
+    for (int64_t begin = 0; begin < rows; begin += kRows) {
+      const typename U::Unit* row[kRows];
+      Vector<Sum> sums[kRows];
+      for (int i = 0; i < kRows; ++i) {
+        row[i] = a.data + smaller(begin + i, rows - 1) * a.row_stride;
+        sums[i] = U::multiply_add(load_part(row[i] + whole, rest), last, Vector<Sum>{});
+      }
+      for (int64_t k = 0; k < whole; k += kN) {
+        const auto b_part = load(column + k);
+        for (int i = 0; i < kRows; ++i) sums[i] = U::multiply_add(load(row[i] + k), b_part, sums[i]);
+      }
+      for (int64_t i = 0; i < smaller(kRows, rows - begin); ++i) {
+        Sum& target = c[(begin + i) * c_stride];
+        const Sum total = sum_of_lanes(sums[i]);
+        target = accumulate ? target + total : total;
+      }
     }
     return;
   }
@@ -140,56 +158,148 @@ inline void multiply_column(int64_t rows, Panel<U> a, const typename U::Unit* b,
   }
 }
 
+// A remainder of one or two columns (feature maps of 97, 129 or 257 have one) is cheaper one by one than as a vector
+// that is mostly padding.
+template <int lanes>
+constexpr bool has_single_columns(int64_t columns) {
+  return columns > lanes && columns % lanes > 0 && columns % lanes <= 2;
+}
+
 // How the columns of C are cut into stripes of up to kMostVectors vectors.
 template <class U>
 struct Stripes {
   static constexpr int kN = kLanes<typename U::Sum>;
   int64_t vectors, count;
 
+  static constexpr int64_t kWidest = U::kTiles ? 2 : kMostVectors, kTallest = U::kTiles ? 2 * kTileRows : block_rows(1);
+
   explicit Stripes(int64_t columns) {
-    // A remainder of one or two columns (97 = 6 * 16 + 1) is cheaper one by one than as a vector that is mostly
-    // padding.
-    const int64_t rest = columns % kN;
-    const bool single = columns > kN && rest > 0 && rest <= 2;
-    vectors = single ? columns / kN : (columns + kN - 1) / kN;
-    count = (vectors + kMostVectors - 1) / kMostVectors;
+    vectors = has_single_columns<kN>(columns) ? columns / kN : (columns + kN - 1) / kN;
+    count = (vectors + kWidest - 1) / kWidest;
   }
   // How often a product of `rows` rows and `steps` steps lets the prefetcher work, at least.
   int64_t prefetches(int64_t rows, int64_t steps) const {
-    return count * ((rows + block_rows(1) - 1) / block_rows(1)) * larger(1, steps / kStepsBetweenPrefetches);
+    return count * ((rows + kTallest - 1) / kTallest) * larger(1, steps / kStepsBetweenPrefetches);
   }
 };
 
-// C[rows][columns] (+)= A B. A must have sum_stride 1 or row_stride 1. `column` is scratch for `count` units, padded.
+#if defined(GINGHAM_TILES)
+// Up to 2 x 2 tiles of C in tiles 0 to 3; A passes through 4 and 5, B through 6 and 7. count is a multiple of 16.
+template <int MT, int NT>
+inline void multiply_tiles(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride, float* c,
+                           int64_t c_stride, int64_t count, bool accumulate, Prefetcher& prefetcher) {
+  constexpr int64_t kSize = 4, kWidth = 16;
+  const int64_t below = kTileRows * c_stride;
+  if (accumulate) {
+    tile_load<0>(c, c_stride * kSize);
+    if constexpr (NT == 2) tile_load<1>(c + kWidth, c_stride * kSize);
+    if constexpr (MT == 2) tile_load<2>(c + below, c_stride * kSize);
+    if constexpr (MT == 2 && NT == 2) tile_load<3>(c + below + kWidth, c_stride * kSize);
+  } else {
+    tile_zero<0>();
+    tile_zero<1>();
+    tile_zero<2>();
+    tile_zero<3>();
+  }
+  for (int64_t k = 0; k < count; k += kTileRows) {
+    tile_load<6>(b + k * b_stride, b_stride * kSize);
+    if constexpr (NT == 2) tile_load<7>(b + k * b_stride + kWidth, b_stride * kSize);
+    tile_load<4>(a + k, a_stride * kSize);
+    tile_multiply<0, 4, 6>();
+    if constexpr (NT == 2) tile_multiply<1, 4, 7>();
+    if constexpr (MT == 2) {
+      tile_load<5>(a + k + kTileRows * a_stride, a_stride * kSize);
+      tile_multiply<2, 5, 6>();
+      if constexpr (NT == 2) tile_multiply<3, 5, 7>();
+    }
+    prefetcher.step();
+  }
+  tile_store<0>(c, c_stride * kSize);
+  if constexpr (NT == 2) tile_store<1>(c + kWidth, c_stride * kSize);
+  if constexpr (MT == 2) tile_store<2>(c + below, c_stride * kSize);
+  if constexpr (MT == 2 && NT == 2) tile_store<3>(c + below + kWidth, c_stride * kSize);
+}
+
+template <int NT>
+inline void multiply_tile_stripe(int64_t rows, Panel<BFloat16Pair> a, const uint32_t* b, int64_t b_stride, float* c,
+                                 int64_t c_stride, int64_t count, bool accumulate, Prefetcher& prefetcher) {
+  for (int64_t m = 0; m < rows; m += 2 * kTileRows) {
+    const uint32_t* a_rows = a.data + m * a.row_stride;
+    if (rows - m > kTileRows) {
+      multiply_tiles<2, NT>(a_rows, a.row_stride, b, b_stride, c + m * c_stride, c_stride, count, accumulate,
+                            prefetcher);
+    } else {
+      multiply_tiles<1, NT>(a_rows, a.row_stride, b, b_stride, c + m * c_stride, c_stride, count, accumulate,
+                            prefetcher);
+    }
+  }
+}
+#endif
+
+// Units of scratch memory that `multiply` needs for a left operand of that many rows and steps.
+template <class U>
+inline int64_t multiply_scratch(int64_t rows, int64_t count) {
+  const int64_t column = round_up(count, kLanes<typename U::Unit>);
+  return U::kTiles ? column + round_up(rows, kTileRows) * round_up(count, kTileRows) : column;
+}
+
+// A with its summed axis contiguous, as tiles need it: blocks transposed into `copy` where it is not.
+template <class U>
+inline Panel<U> with_contiguous_sums(int64_t rows, Panel<U> a, int64_t count, typename U::Unit* copy) {
+  using Unit = typename U::Unit;
+  constexpr int kN = kLanes<Unit>;
+  if (a.sum_stride == 1) return a;
+  for (int64_t m = 0; m < rows; m += kN) {
+    for (int64_t k = 0; k < count; k += kN) {
+      Vector<Unit> block[kN];
+      for (int i = 0; i < kN; ++i) block[i] = load(a.data + (k + i) * a.sum_stride + m);
+      transpose<Unit>(block);
+      for (int i = 0; i < kN; ++i) store(copy + (m + i) * count + k, block[i]);
+    }
+  }
+  return {copy, count, 1};
+}
+
+// C[rows][columns] (+)= A B. A must have sum_stride 1 or row_stride 1. With tiles, count is a multiple of 16.
 template <class U>
 inline void multiply(int64_t rows, int64_t columns, int64_t count, Panel<U> a, const typename U::Unit* b,
-                     int64_t b_stride, typename U::Sum* c, int64_t c_stride, bool accumulate, typename U::Unit* column,
+                     int64_t b_stride, typename U::Sum* c, int64_t c_stride, bool accumulate, typename U::Unit* scratch,
                      Prefetcher& prefetcher) {
   constexpr int kN = kLanes<typename U::Sum>;
   const Stripes<U> stripes(columns);
+  if constexpr (U::kTiles) a = with_contiguous_sums<U>(rows, a, count, scratch + round_up(count, kN));
   for (int64_t stripe = 0; stripe < stripes.count; ++stripe) {
     const int64_t begin = stripes.vectors * stripe / stripes.count,
                   end = stripes.vectors * (stripe + 1) / stripes.count;
     const auto* b_part = b + begin * kN;
     auto* c_part = c + begin * kN;
+    const auto with_vectors = [&](auto vectors) {
+      constexpr int kVectors = decltype(vectors)::value;
+#if defined(GINGHAM_TILES)
+      if constexpr (U::kTiles && kVectors <= 2) {
+        multiply_tile_stripe<kVectors>(rows, a, b_part, b_stride, c_part, c_stride, count, accumulate, prefetcher);
+      }
+#endif
+      if constexpr (!U::kTiles) {
+        multiply_stripe<U, kVectors>(rows, a, b_part, b_stride, c_part, c_stride, count, accumulate, prefetcher);
+      }
+    };
     switch (end - begin) {
       case 1:
-        multiply_stripe<U, 1>(rows, a, b_part, b_stride, c_part, c_stride, count, accumulate, prefetcher);
+        with_vectors(std::integral_constant<int, 1>());
         break;
       case 2:
-        multiply_stripe<U, 2>(rows, a, b_part, b_stride, c_part, c_stride, count, accumulate, prefetcher);
+        with_vectors(std::integral_constant<int, 2>());
         break;
       case 3:
-        multiply_stripe<U, 3>(rows, a, b_part, b_stride, c_part, c_stride, count, accumulate, prefetcher);
+        with_vectors(std::integral_constant<int, 3>());
         break;
       default:
-        if constexpr (kMostVectors == 4) {
-          multiply_stripe<U, 4>(rows, a, b_part, b_stride, c_part, c_stride, count, accumulate, prefetcher);
-        }
+        if constexpr (kMostVectors == 4) with_vectors(std::integral_constant<int, 4>());
     }
   }
   for (int64_t n = stripes.vectors * kN; n < columns; ++n) {
-    multiply_column<U>(rows, a, b + n, b_stride, c + n, c_stride, count, accumulate, column);
+    multiply_column<U>(rows, a, b + n, b_stride, c + n, c_stride, count, accumulate, scratch);
   }
 }
 

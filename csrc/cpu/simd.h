@@ -55,6 +55,7 @@ using Integers = Vector<typename IntegerOf<T>::type>;
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 
 template <class T>
 inline Vector<T> load(const T* p) {
@@ -190,28 +191,90 @@ inline void store_narrowed(Half* p, Vector<float> v) {
 }
 
 // The first `count` lanes only; the others read as zero and are not written.
+#if defined(__AVX512F__)
+inline __mmask16 first_lanes(int count) { return __mmask16((1u << count) - 1); }
+inline Vector<float> load_widened(const float* p, int count) {
+  return (Vector<float>)_mm512_maskz_loadu_ps(first_lanes(count), p);
+}
+inline Vector<double> load_widened(const double* p, int count) {
+  return (Vector<double>)_mm512_maskz_loadu_pd(__mmask8(first_lanes(count)), p);
+}
+inline Vector<float> load_widened(const BFloat16* p, int count) {
+  return (Vector<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(count), p)), 16);
+}
+inline Vector<float> load_widened(const Half* p, int count) {
+  return (Vector<float>)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(count), p));
+}
+inline void store_narrowed(float* p, Vector<float> v, int count) {
+  _mm512_mask_storeu_ps(p, first_lanes(count), (__m512)v);
+}
+inline void store_narrowed(double* p, Vector<double> v, int count) {
+  _mm512_mask_storeu_pd(p, __mmask8(first_lanes(count)), (__m512d)v);
+}
+inline void store_narrowed(BFloat16* p, Vector<float> v, int count) {
+  _mm256_mask_storeu_epi16(p, first_lanes(count), _mm512_cvtepi32_epi16((__m512i)bfloat16_bits(v)));
+}
+inline void store_narrowed(Half* p, Vector<float> v, int count) {
+  _mm256_mask_storeu_epi16(p, first_lanes(count), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+}
+#else
 template <class E>
-inline Vector<Accumulator<E>> load_widened(const E* p, int count) {
-  E part[kLanes<Accumulator<E>>] = {};
+inline Vector<Accumulator<E> > load_widened(const E* p, int count) {
+  E part[kLanes<Accumulator<E> >] = {};
   std::memcpy(part, p, size_t(count) * sizeof(E));
   return load_widened(part);
 }
 template <class E>
-inline void store_narrowed(E* p, Vector<Accumulator<E>> v, int count) {
-  E part[kLanes<Accumulator<E>>];
+inline void store_narrowed(E* p, Vector<Accumulator<E> > v, int count) {
+  E part[kLanes<Accumulator<E> >];
   store_narrowed(part, v);
   std::memcpy(p, part, size_t(count) * sizeof(E));
 }
+#endif
 
+// Stores all lanes, or the first `count` of them when there is no room for more.
 template <class T>
-inline T sum_of_lanes(Vector<T> v) {
-  T lanes[kLanes<T>];
-  store(lanes, v);
-  for (int width = kLanes<T> / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+inline void store_part(T* p, Vector<T> v, int64_t count) {
+  if (count >= kLanes<T>) return store(p, v);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_epi32(p, first_lanes(int(count)), (__m512i)v);
+  } else {
+    _mm512_mask_storeu_epi64(p, __mmask8(first_lanes(int(count))), (__m512i)v);
   }
-  return lanes[0];
+#else
+  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+#endif
 }
+// Loads the first `count` lanes, the others as zeros.
+template <class T>
+inline Vector<T> load_part(const T* p, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    return (Vector<T>)_mm512_maskz_loadu_epi32(first_lanes(int(count)), p);
+  } else {
+    return (Vector<T>)_mm512_maskz_loadu_epi64(__mmask8(first_lanes(int(count))), p);
+  }
+#else
+  Vector<T> v{};
+  for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
+#if defined(__AVX512F__)
+inline float sum_of_lanes(Vector<float> v) { return _mm512_reduce_add_ps((__m512)v); }
+inline double sum_of_lanes(Vector<double> v) { return _mm512_reduce_add_pd((__m512d)v); }
+#else
+template <class V>
+inline auto sum_of_lanes(V v) {
+  constexpr int kN = int(sizeof(V) / sizeof(v[0]));
+  for (int width = kN / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) v[i] += v[i + width];
+  }
+  return v[0] + 0;
+}
+#endif
 
 // exp of non-positive numbers (and of small positive ones); exactly 0 below the smallest normal result; NaN stays NaN.
 // x = n log 2 + r, |r| <= log(2) / 2, and a Taylor polynomial in r: relative error below 2 units in the last place.
