@@ -276,6 +276,9 @@ def ones(*shape: int, dtype: Any = np.float32) -> Array:
         ({"out": ones(2, 6, 4, 5)}, ValueError, "out must have the shape of value"),
         ({"out": ones(2, 7, 4, 5, dtype=np.float64)}, TypeError, "out must have the dtype of query, got float64"),
         ({"out": read_only(ones(2, 7, 4, 5))}, ValueError, "out must be writeable"),
+        ({"scale": "1"}, TypeError, "scale must be a number, got str"),
+        ({"scale": np.ones(1)}, TypeError, "scale must be a number, got ndarray"),
+        ({"scale": None}, TypeError, "scale must be a number, got NoneType"),
     ],
 )
 def test_wrong_arguments(changes: dict[str, Any], error: type[Exception], message: str) -> None:

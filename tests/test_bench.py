@@ -30,6 +30,7 @@ from gingham.bench.table import (
     time_table,
     write_between_markers,
 )
+from gingham.cli import main as gingham_command
 from gingham.errors import GinghamError
 
 CPU = torch.device("cpu")
@@ -237,7 +238,7 @@ def test_run_out_of_time_is_said(doubling: Operator, monkeypatch: pytest.MonkeyP
     rows = list(plan(doubling, Level.QUICK, CPU, ["float32"], ["contiguous"], [1]))
     report = measure_operator(doubling, rows, Level.QUICK, Budget(0.0, 1, 1.0), seconds=-1.0)
     assert report.rows == []
-    assert "2 rows were left out, the time of a quick run being over." in text(report)
+    assert "2 rows were left out, the time for new ones being over." in text(report)
 
 
 def test_plan_takes_headline_cases_in_every_setting() -> None:
@@ -317,9 +318,9 @@ def test_wrong_argument_ends_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
+    assert gingham_command(["bench", *arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"gingham bench: error: {message}")
+    assert error.startswith(f"gingham: error: {message}")
     assert error.count("\n") == 1
 
 

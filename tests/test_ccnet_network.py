@@ -189,9 +189,33 @@ def test_options_out_of_range_are_named(options: dict, text: str) -> None:
         CCNet(**{**SMALL, **options})
 
 
-def test_network_compiles_and_trains_in_channels_last(images: Tensor) -> None:
+def test_channels_last_changes_no_result(images: Tensor) -> None:
     model = small()
     expected = model.eval()(images).logits
     laid_out = model.to(memory_format=torch.channels_last)
     result = laid_out(images.contiguous(memory_format=torch.channels_last)).logits
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_training_in_channels_last_and_compiled_follows_the_plain_one(images: Tensor) -> None:
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = small().train()
+        step = model
+        inputs = images
+        if compiled:
+            model.to(memory_format=torch.channels_last)
+            inputs = images.contiguous(memory_format=torch.channels_last)
+            step = torch.compile(model, backend="aot_eager")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        history = []
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = step(inputs).logits.square().mean()
+            loss.backward()
+            optimizer.step()
+            history.append(loss.item())
+        assert history[-1] < history[0]
+        losses.append(history)
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-3, atol=1e-5)

@@ -1,4 +1,4 @@
-"""CCNet's losses: goldens and behaviour of ccnet.md, sections 5 and 10 (tests 18 and 19)."""
+"""CCNet's losses: golden values, and behaviour against plain loops and SciPy."""
 
 import math
 
@@ -52,7 +52,7 @@ def test_variance_penalty_keeps_the_papers_kink() -> None:
 
 
 def by_the_formula(features: Tensor, labels: Tensor) -> list[float]:
-    """Section 5.2 with loops, for labels of the features' size."""
+    """The category-consistent loss with loops, for labels of the features' size."""
     pixels = {}
     for value, feature in zip(labels.flatten().tolist(), features.movedim(1, -1).flatten(0, 2).numpy(), strict=True):
         if value != 255:
@@ -159,7 +159,7 @@ def test_upsampling_aligns_corners_by_default() -> None:
 
 
 def official_threshold(probabilities: np.ndarray, labels: np.ndarray, selection: HardPixels) -> float:
-    """Section 5.1 with SciPy: shrink, then the k-th smallest probability of the true class."""
+    """The selection of hard pixels with SciPy: shrink, then the k-th smallest probability of the true class."""
     factor = 1 / selection.shrink
     small = ndimage.zoom(probabilities, (1.0, 1.0, factor, factor), order=1, mode="nearest")
     small_labels = ndimage.zoom(labels, (1.0, factor, factor), order=0, mode="nearest")

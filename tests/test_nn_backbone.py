@@ -39,14 +39,18 @@ def test_deep_stem_and_dilations_are_the_papers(resnet101: Backbone) -> None:
         assert {layer.dilation for layer in convolutions} == {(dilation, dilation)}
 
 
-@pytest.mark.parametrize(
-    ("name", "widths"), [("resnet18", [64, 64, 128]), ("resnet18d", [32, 32, 64]), ("mobilenetv2_050", None)]
-)
-def test_deep_stem_of_none_replaces_only_a_plain_one(name: str, widths: list[int] | None) -> None:
+@pytest.mark.parametrize(("name", "widths"), [("resnet18", [64, 64, 128]), ("resnet18d", [32, 32, 64])])
+def test_deep_stem_of_none_replaces_only_a_plain_one(name: str, widths: list[int]) -> None:
     with torch.device("meta"):
         body = Backbone(name, deep_stem=None).body
-    if widths is not None:
-        assert [layer.out_channels for layer in body["conv1"] if isinstance(layer, nn.Conv2d)] == widths
+    assert [layer.out_channels for layer in body["conv1"] if isinstance(layer, nn.Conv2d)] == widths
+
+
+def test_a_backbone_that_is_no_resnet_keeps_its_stem() -> None:
+    with torch.device("meta"):
+        body = Backbone("mobilenetv2_050", deep_stem=None).body
+    first = next(layer for layer in body.modules() if isinstance(layer, nn.Conv2d))
+    assert (first.in_channels, first.kernel_size, first.stride) == (3, (3, 3), (2, 2))
 
 
 def test_contracted_dilation_starts_a_stage_with_the_one_before() -> None:

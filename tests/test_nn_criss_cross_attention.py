@@ -1,4 +1,4 @@
-"""The criss-cross attention modules, 2-D and 3-D, single and recurrent (ccnet.md, section 10)."""
+"""The criss-cross attention modules, 2-D and 3-D, single and recurrent."""
 
 import itertools
 

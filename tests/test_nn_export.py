@@ -1,4 +1,4 @@
-"""Exported attention needs neither the native library nor custom ONNX operators (ccnet.md, test 22)."""
+"""Exported attention needs neither the native library nor custom ONNX operators."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Whole-image, sliding and multi-scale inference (ccnet.md, sections 7, 8 and test 17)."""
+"""Whole-image, sliding and multi-scale inference."""
 
 from collections.abc import Callable
 from functools import partial

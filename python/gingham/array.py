@@ -7,6 +7,8 @@ or the argument says otherwise), CuPy arrays on their own device, on the stream 
 from __future__ import annotations
 
 import contextlib
+import numbers
+import operator
 import os
 import sys
 from typing import Any
@@ -51,8 +53,10 @@ def criss_cross_attention(
     arrays = {"query": query, "key": key, "value": value} | ({} if out is None else {"out": out})
     module = _module_of(arrays)
     _check(module, arrays)
+    if not isinstance(scale, numbers.Real):
+        raise TypeError(f"criss_cross_attention: scale must be a number, got {type(scale).__name__}")
     with contextlib.nullcontext() if module is np else module.cuda.Device(value.device.id):
-        return _run(module, query, key, value, scale, out, threads)
+        return _run(module, query, key, value, float(scale), out, threads)
 
 
 def _run(module: Any, query: Any, key: Any, value: Any, scale: float, out: Any, threads: int | None) -> Any:
@@ -152,9 +156,13 @@ def _thread_count(threads: int | None) -> int:
         if not text.isdecimal() or int(text) < 1:
             raise ValueError(f"GINGHAM_NUM_THREADS must be a positive whole number, got {text!r}")
         return int(text)
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+    try:
+        count = 0 if isinstance(threads, bool) else operator.index(threads)
+    except TypeError:
+        count = 0
+    if count < 1:
         raise ValueError(f"criss_cross_attention: threads must be a positive whole number, got {threads!r}")
-    return threads
+    return count
 
 
 def _call_shape(query: tuple[int, ...], value: tuple[int, ...]) -> tuple[int, ...]:

@@ -191,11 +191,6 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Parse the arguments, measure, print and write; 0, or 2 after a one-line error."""
-    options = _parser().parse_args(arguments)
-    try:
-        _run(options)
-    except (GinghamError, OSError) as error:
-        print(f"gingham bench: error: {error}", file=sys.stderr)
-        return 2
+    """Parse the arguments, measure, print and write. Raises GinghamError or OSError, which `gingham` prints."""
+    _run(_parser().parse_args(arguments))
     return 0

@@ -27,6 +27,9 @@ class Normalize(v2.Transform):
         std: likewise.
         channels: the order in which the network wants the channels.
 
+    Raises:
+        ValueError: not three means and deviations, or an unknown order.
+
     Example:
         >>> normalize = Normalize((1.0, 2.0, 3.0), channels="BGR")
         >>> normalize(tv_tensors.Image(torch.tensor([10, 20, 30], dtype=torch.uint8).view(3, 1, 1))).flatten().tolist()
@@ -78,6 +81,13 @@ class RandomScale(v2.Transform):
         low: the smallest factor, above 0.
         high: the largest.
         step: draw from low, low + step, ... up to high, all equally likely; without it from the whole range.
+
+    Raises:
+        ValueError: factors not above 0, low above high, or a step not above 0.
+
+    Example:
+        >>> RandomScale(0.5, 0.5)(tv_tensors.Image(torch.zeros(3, 40, 60))).shape
+        torch.Size([3, 20, 30])
     """
 
     def __init__(self, low: float, high: float, step: float | None = None) -> None:
@@ -109,7 +119,12 @@ CITYSCAPES_SCALE = RandomScale(0.7, 2.1, 0.1)
 
 
 class RandomCropWithin(v2.Transform):
-    """Cut a random window of at most `size` (rows, columns) out; what is smaller stays, see `PadTo`."""
+    """Cut a random window of at most `size` (rows, columns) out; what is smaller stays, see `PadTo`.
+
+    Example:
+        >>> RandomCropWithin((32, 80))(tv_tensors.Image(torch.zeros(3, 40, 60))).shape
+        torch.Size([3, 32, 60])
+    """
 
     def __init__(self, size: Pair) -> None:
         super().__init__()
@@ -127,7 +142,12 @@ class RandomCropWithin(v2.Transform):
 
 
 class PadTo(v2.Transform):
-    """Pad at the bottom and on the right up to `size` (rows, columns): images with 0, labels with the ignore index."""
+    """Pad at the bottom and on the right up to `size` (rows, columns): images with 0, labels with the ignore index.
+
+    Example:
+        >>> PadTo((48, 64))(tv_tensors.Mask(torch.zeros(40, 60))).shape
+        torch.Size([48, 64])
+    """
 
     def __init__(self, size: Pair) -> None:
         super().__init__()

@@ -25,6 +25,8 @@ _raw_backward = torch.ops.gingham._criss_cross_attention_backward.default
 def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float = 1.0) -> Tensor:
     """Attention of every position to those that differ from it in at most one coordinate, itself counted once.
 
+    Source: Huang et al., CCNet, ICCV 2019, and in 3-D TPAMI 2020, https://arxiv.org/abs/1811.11721.
+
     One softmax runs over a position's row, column and, in 3-D, the frames behind it: H + W - 1 or T + H + W - 2
     positions. No attention weights are stored; backward keeps the log-sum-exp of each position.
 

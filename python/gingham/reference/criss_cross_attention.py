@@ -21,8 +21,8 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: f
         >>> value = torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]).reshape(1, 1, 2, 3)
         >>> none = torch.zeros(1, 1, 2, 3)
         >>> criss_cross_attention(none, none, value).squeeze()
-        tensor([[1.5000, 2.7500, 4.0000],
-                [6.0000, 7.2500, 8.5000]])
+        tensor([[1.5000, 1.7500, 2.0000],
+                [3.0000, 3.2500, 3.5000]])
     """
     dtype = value.dtype if value.dtype == torch.float64 else torch.float32
     q, k, v = (x.to(dtype) for x in (query, key, value))
