@@ -21,8 +21,16 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="gingham predict", description="Write an index mask, an overlay and the class shares of every image."
     )
-    parser.add_argument("--config", required=True, help="the configuration of the training: a name or a file")
-    parser.add_argument("--ckpt_path", required=True, help="a checkpoint of the training")
+    parser.add_argument(
+        "--config",
+        required=True,
+        help="configuration of the training: a packaged name such as ccnet_world, or a file; a run that was trained "
+        "with further options keeps its own in config.yaml of its run_dir",
+    )
+    parser.add_argument(
+        "--ckpt_path", required=True, help="checkpoint of the training: a file, or 'last' or 'best' of the run_dir"
+    )
+    parser.add_argument("--run_dir", type=Path, metavar="DIR", help="folder of the run (default: the configuration's)")
     parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="folder of images")
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="where masks/, overlays/ and shares.json go"
@@ -33,7 +41,7 @@ def main(words: list[str]) -> int:
     files = sorted(path for path in options.images.iterdir() if path.suffix.lower() in _ENDINGS)
     if not files:
         raise DataError(f"--images {options.images}: no image in it (looked for {', '.join(sorted(_ENDINGS))})")
-    recipe, data = _load(options.config, options.ckpt_path)
+    recipe, data = _load(options.config, options.ckpt_path, options.run_dir)
     labels = data.label_space()
 
     from torchvision.transforms.v2.functional import pil_to_tensor
@@ -68,34 +76,58 @@ def main(words: list[str]) -> int:
     return 1 if skipped else 0
 
 
-def _load(config: str, checkpoint: str) -> tuple[Any, Any]:
-    import lightning
-    from lightning.pytorch.cli import LightningArgumentParser
-
-    from gingham.cli.training import config_file
-
-    parser = LightningArgumentParser()
-    parser.add_subclass_arguments(lightning.LightningModule, "model")
-    parser.add_subclass_arguments(lightning.LightningDataModule, "data")
+def _load(config: str, checkpoint: str, run_dir: Path | None) -> tuple[Any, Any]:
+    """The recipe with the checkpoint's weights, in evaluation mode, and the data module, of a configuration."""
     import yaml
 
-    text = yaml.safe_load(Path(config_file(config)).read_text())
-    parts = parser.instantiate_classes(parser.parse_object({name: text[name] for name in ("model", "data")}))
-    if not Path(checkpoint).is_file():
-        raise CheckpointError(f"--ckpt_path {checkpoint}: no such file")
+    from gingham.cli.training import ConfigError, config_file, resolve_checkpoint
+
+    file = config_file(config)
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:
-        raise CheckpointError(
-            f"{checkpoint} is no checkpoint of gingham fit: {' '.join(str(error).split())}"
-        ) from error
-    expected = parts.model.state_dict()
-    for name, value in expected.items():
-        if name not in state:
-            raise CheckpointError(f"{checkpoint} does not fit {config}: it has no {name}")
-        if state[name].shape != value.shape:
-            raise CheckpointError(
-                f"{checkpoint} does not fit {config}: {name} is {list(state[name].shape)}, expected {list(value.shape)}"
-            )
-    parts.model.load_state_dict({name: state[name] for name in expected})
+        content = yaml.safe_load(Path(file).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: no YAML ({error})") from error
+    if not isinstance(content, dict) or not {"model", "data"} <= content.keys():
+        raise ConfigError(f"{file}: a configuration needs the entries model and data")
+    weights = resolve_checkpoint(checkpoint, run_dir or Path(content.get("run_dir", "runs")))
+    assert weights is not None
+    parts = _instantiate(file, {name: content[name] for name in ("model", "data")})
+    _load_weights(parts.model, weights, file)
     return parts.model.eval(), parts.data
+
+
+def _instantiate(file: str, content: dict[str, Any]) -> Any:
+    import lightning
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from gingham.cli.training import ConfigError
+    from gingham.methods.segmentation_data import SegmentationData
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--model", type=lightning.LightningModule, required=True)
+    parser.add_argument("--data", type=SegmentationData, required=True)
+    try:
+        parsed = parser.parse_object(content)
+        # The checkpoint has all weights; those that training began with need not be at hand.
+        (parsed.model.init_args.get("network") or {}).pop("backbone_weights", None)
+        return parser.instantiate_classes(parsed)
+    except (ArgumentError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
+def _load_weights(model: torch.nn.Module, weights: str, config: str) -> None:
+    from gingham.nn.checkpoint import read_state_dict
+
+    state, expected = read_state_dict(weights), model.state_dict()
+    faults = [
+        f"it has no {name}, expected {list(value.shape)}"
+        if name not in state
+        else f"{name} is {list(state[name].shape)}, expected {list(value.shape)}"
+        for name, value in expected.items()
+        if name not in state or state[name].shape != value.shape
+    ]
+    faults += [f"{name} {list(state[name].shape)} is not in the model" for name in state if name not in expected]
+    if faults:
+        more = f", and {len(faults) - 1} tensors more" if len(faults) > 1 else ""
+        raise CheckpointError(f"{weights} does not fit {config}: {faults[0]}{more}")
+    model.load_state_dict(state)

@@ -1,0 +1,180 @@
+"""`gingham predict`, driven as a user does but in this process."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning")
+import yaml
+from PIL import Image
+
+from gingham.cli import main
+from gingham.cli.training import config_file
+from gingham.data.wardrobe import CUE_LABELS
+from gingham.methods.ccnet.recipe import CCNetRecipe
+
+CONFIG = yaml.safe_load(Path(config_file("ccnet_world")).read_text())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder, with the checkpoint of a model that was not trained."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "checkpoints").mkdir()
+    torch.manual_seed(0)
+    recipe = CCNetRecipe(**CONFIG["model"]["init_args"])
+    recipe.network.head.bottleneck[-1].weight.data *= 1000  # so that it sees more than one class
+    torch.save({"state_dict": recipe.state_dict()}, folder / "checkpoints" / "last.ckpt")
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    return folder
+
+
+def picture(rows: int, columns: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (rows, columns, 3), dtype=np.uint8))
+
+
+def predict(run: Path, images: Path, *words: str, config: str = "ccnet_world", checkpoint: str = "last") -> int:
+    """Writes into out/ beside `images`; returns the exit code."""
+    given = ["--config", config, "--ckpt_path", checkpoint, "--run_dir", str(run), "--images", str(images)]
+    return main(["predict", *given, "--out", str(images.parent / "out"), *words])
+
+
+def error(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was printed, which must be one line that starts like every error of the command."""
+    line = capsys.readouterr().err.removesuffix("\n")
+    assert line.startswith("gingham: error: ")
+    assert "\n" not in line
+    return line
+
+
+def changed_config(tmp_path: Path, section: str, **values: object) -> str:
+    content = yaml.safe_load(yaml.safe_dump(CONFIG))
+    content[section]["init_args"].update(values)
+    file = tmp_path / "changed.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return str(file)
+
+
+# ------------------------------------------------------------------------------------------------ the checkpoint
+
+
+def test_last_is_found_in_the_run_dir_of_the_config(run: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(20, 30).save(images / "a.png")
+    place = images.parent / CONFIG["run_dir"] / "checkpoints"
+    place.mkdir(parents=True)
+    (place / "last.ckpt").symlink_to(run / "checkpoints" / "last.ckpt")
+    monkeypatch.chdir(images.parent)
+    assert main(["predict", "--config", "ccnet_world", "--ckpt_path", "last", "--images", "images", "--out", "o"]) == 0
+    assert (images.parent / "o" / "masks" / "a.png.png").is_file()
+
+
+def test_best_of_a_run_without_it_is_an_error(run: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(20, 30).save(images / "a.png")
+    assert predict(run, images, checkpoint="best") == 2
+    assert str(run / "checkpoints" / "best.ckpt") in error(capsys)
+
+
+@pytest.mark.parametrize("kind", ["garbage", "truncated", "pickle"])
+def test_a_file_that_is_no_checkpoint_is_named(
+    kind: str, run: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(20, 30).save(images / "a.png")
+    file = images.parent / "bad.ckpt"
+    if kind == "garbage":
+        file.write_bytes(b"no checkpoint at all")
+    elif kind == "truncated":
+        whole = (run / "checkpoints" / "last.ckpt").read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+    else:
+        torch.save({"state_dict": {"network": CUE_LABELS}}, file)  # a class that weights_only does not load
+    assert predict(run, images, checkpoint=str(file)) == 2
+    assert str(file) in error(capsys)
+
+
+def test_a_foreign_checkpoint_names_the_first_tensor_and_counts_the_others(
+    run: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(20, 30).save(images / "a.png")
+    file = images.parent / "foreign.ckpt"
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    first = next(iter(state))
+    shape = list(state.pop(first).shape)
+    state["network.head.conva.0.weight"] = torch.zeros(3, 5)
+    torch.save({"state_dict": state}, file)
+    assert predict(run, images, checkpoint=str(file)) == 2
+    line = error(capsys)
+    assert f"it has no {first}, expected {shape}, and 1 tensors more" in line
+    assert str(file) in line
+
+
+def test_a_checkpoint_with_attention_is_refused_by_a_config_without(
+    run: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(20, 30).save(images / "a.png")
+    network = CONFIG["model"]["init_args"]["network"] | {"loops": 0}
+    assert predict(run, images, config=changed_config(images.parent, "model", network=network)) == 2
+    assert "is not in the model" in error(capsys)
+
+
+# ------------------------------------------------------------------------------------------------ the configuration
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("data: {}", "needs the entries model and data"),
+        ("- model\n- data", "needs the entries model and data"),
+        ("model: [", "no YAML"),
+        ("model: 3\ndata: 4", '"model"'),
+    ],
+)
+def test_a_config_that_is_none_is_named(
+    text: str, reason: str, run: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(20, 30).save(images / "a.png")
+    file = images.parent / "bad.yaml"
+    file.write_text(text)
+    assert predict(run, images, config=str(file)) == 2
+    line = error(capsys)
+    assert str(file) in line
+    assert reason in line
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "reason"),
+    [
+        ("model", {"learning_rate": "fast"}, "fast"),
+        ("model", {"network": {"backbone": "moon"}}, "unknown backbone 'moon'"),
+        ("model", {"network": {"loop": 2}}, "'loop'"),
+        ("data", {"name": "moon"}, "moon"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_one_line(
+    section: str,
+    values: dict[str, Any],
+    reason: str,
+    run: Path,
+    images: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    picture(20, 30).save(images / "a.png")
+    file = changed_config(images.parent, section, **values)
+    assert predict(run, images, config=file) == 2
+    line = error(capsys)
+    assert file in line
+    assert reason in line
+
+
+def test_the_weights_that_training_began_with_are_not_needed(run: Path, images: Path) -> None:
+    picture(20, 30).save(images / "a.png")
+    network = CONFIG["model"]["init_args"]["network"] | {"backbone_weights": "/nowhere/backbone.pth"}
+    assert predict(run, images, config=changed_config(images.parent, "model", network=network)) == 0
