@@ -1,5 +1,6 @@
 """`gingham predict`, driven as a user does but in this process."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import torch
 
 pytest.importorskip("lightning")
 import yaml
-from PIL import Image
+from PIL import Image, ImageOps
 
-from gingham.cli import main
+from gingham.cli import main, pictures
 from gingham.cli.training import config_file
 from gingham.data.wardrobe import CUE_LABELS
 from gingham.methods.ccnet.recipe import CCNetRecipe
@@ -45,7 +46,7 @@ def picture(rows: int, columns: int, seed: int = 0) -> Image.Image:
 def predict(run: Path, images: Path, *words: str, config: str = "ccnet_world", checkpoint: str = "last") -> int:
     """Writes into out/ beside `images`; returns the exit code."""
     given = ["--config", config, "--ckpt_path", checkpoint, "--run_dir", str(run), "--images", str(images)]
-    return main(["predict", *given, "--out", str(images.parent / "out"), *words])
+    return main(["predict", *given, "--out", str(images.parent / "out"), "--device", "cpu", *words])
 
 
 def error(capsys: pytest.CaptureFixture[str]) -> str:
@@ -62,6 +63,16 @@ def changed_config(tmp_path: Path, section: str, **values: object) -> str:
     file = tmp_path / "changed.yaml"
     file.write_text(yaml.safe_dump(content))
     return str(file)
+
+
+def shares(images: Path) -> dict[str, dict[str, float]]:
+    content: dict[str, dict[str, float]] = json.loads((images.parent / "out" / "shares.json").read_text())
+    return content
+
+
+def written(images: Path, kind: str, name: str) -> np.ndarray:
+    with Image.open(images.parent / "out" / kind / f"{name}.png") as image:
+        return np.array(image)
 
 
 # ------------------------------------------------------------------------------------------------ the checkpoint
@@ -178,3 +189,116 @@ def test_the_weights_that_training_began_with_are_not_needed(run: Path, images: 
     picture(20, 30).save(images / "a.png")
     network = CONFIG["model"]["init_args"]["network"] | {"backbone_weights": "/nowhere/backbone.pth"}
     assert predict(run, images, config=changed_config(images.parent, "model", network=network)) == 0
+
+
+def test_a_model_with_other_classes_than_its_data_is_an_error(
+    run: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(20, 30).save(images / "a.png")
+    assert predict(run, images, config=changed_config(images.parent, "data", name="voc")) == 2
+    assert "7 classes" in error(capsys)
+
+
+@pytest.mark.parametrize(("device", "reason"), [("cuda:99", "CUDA devices"), ("moon", "expected cpu")])
+def test_a_device_that_is_not_there_is_an_error(
+    device: str, reason: str, run: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(20, 30).save(images / "a.png")
+    assert predict(run, images, "--device", device) == 2
+    line = error(capsys)
+    assert f"--device {device}" in line
+    assert reason in line
+
+
+# ------------------------------------------------------------------------------------------------ reading images
+
+
+def test_what_cannot_be_read_is_skipped_by_name(
+    run: Path, images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(20, 30).save(images / "good.png")
+    whole = (images / "good.png").read_bytes()
+    (images / "torn.png").write_bytes(whole[: len(whole) // 2])
+    (images / "empty.jpg").touch()
+    (images / "text.png").write_text("no image")
+    (images / "gone.png").symlink_to(images / "nowhere.png")
+    Image.fromarray(np.zeros((20, 30), np.uint16)).save(images / "deep.png")
+    Image.new("1", (100, 100)).save(images / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert predict(run, images) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+    bad = ["deep.png", "empty.jpg", "gone.png", "huge.png", "text.png", "torn.png"]
+    assert [line.split(": ")[1] for line in lines] == [f"skipped {images / name}" for name in bad]
+    assert list(shares(images)) == ["good.png"]
+
+
+def test_every_kind_of_picture_is_read(run: Path, images: Path) -> None:
+    for mode in ("1", "L", "P", "RGBA", "CMYK"):
+        picture(20, 30).convert(mode).save(images / f"{mode}.tif")
+    assert predict(run, images) == 0
+    assert len(shares(images)) == 5
+
+
+def test_pictures_are_turned_as_the_camera_says(run: Path, images: Path) -> None:
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        picture(20, 30).save(images / f"{orientation}.png", exif=exif)
+        with Image.open(images / f"{orientation}.png") as turned:
+            ImageOps.exif_transpose(turned).save(images / f"{orientation}-upright.png")
+    assert predict(run, images) == 0
+    for kind in ("masks", "overlays"):
+        for orientation in range(1, 9):
+            turned, upright = (written(images, kind, f"{orientation}{end}.png") for end in ("", "-upright"))
+            np.testing.assert_array_equal(turned, upright)
+
+
+def test_a_picture_that_does_not_fit_into_memory_is_skipped(
+    run: Path, images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(self: CCNetRecipe, image: torch.Tensor) -> torch.Tensor:
+        if image.shape[-1] > 30:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return torch.zeros(1, 7, *image.shape[-2:])
+
+    monkeypatch.setattr(CCNetRecipe, "forward", forward)
+    picture(20, 30).save(images / "small.png")
+    picture(20, 40).save(images / "large.png")
+    assert predict(run, images) == 1
+    assert f"skipped {images / 'large.png'}: not enough memory for 40x20 pixels" in capsys.readouterr().err
+    assert list(shares(images)) == ["small.png"]
+
+
+# ------------------------------------------------------------------------------------------------ what is written
+
+
+def test_pictures_that_differ_in_their_ending_stay_apart(run: Path, images: Path) -> None:
+    picture(20, 30).save(images / "a.png")
+    picture(30, 20).save(images / "a.jpg")
+    assert predict(run, images) == 0
+    assert written(images, "masks", "a.png").shape == (20, 30)
+    assert written(images, "masks", "a.jpg").shape == (30, 20)
+
+
+def test_out_must_not_be_a_file(run: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(20, 30).save(images / "a.png")
+    out = images.parent / "out"
+    out.write_text("mine")
+    assert predict(run, images) == 2
+    assert f"--out {out}" in error(capsys)
+    assert out.read_text() == "mine"
+
+
+def test_an_interrupted_run_keeps_what_it_has(run: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(20, 30).save(images / "a.png")
+    picture(20, 30).save(images / "b.png")
+    save = pictures.save_panels
+
+    def interrupted(path: Path, *arguments: Any) -> None:
+        if path.name == "b.png.png":
+            raise KeyboardInterrupt
+        save(path, *arguments)
+
+    monkeypatch.setattr(pictures, "save_panels", interrupted)
+    assert predict(run, images) == 130
+    assert list(shares(images)) == ["a.png"]

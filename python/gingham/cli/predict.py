@@ -9,17 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
+from torch import Tensor
 
-from gingham.errors import CheckpointError, DataError
+from gingham.errors import CheckpointError, DataError, GinghamError
 
 _ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 
 
+class DeviceError(GinghamError, ValueError):
+    """A device that does not exist here, or that this build has no kernels for."""
+
+
 def main(words: list[str]) -> int:
-    """Returns 0, or 1 when images were skipped because they could not be read."""
+    """Returns 0, or 1 when images were skipped because they could not be read or segmented."""
     parser = argparse.ArgumentParser(
-        prog="gingham predict", description="Write an index mask, an overlay and the class shares of every image."
+        prog="gingham predict",
+        description="Write an index mask, an overlay and the class shares of every image in a folder.",
     )
     parser.add_argument(
         "--config",
@@ -35,45 +41,113 @@ def main(words: list[str]) -> int:
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="where masks/, overlays/ and shares.json go"
     )
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
     options = parser.parse_args(words)
     if not options.images.is_dir():
         raise DataError(f"--images {options.images}: no such folder")
-    files = sorted(path for path in options.images.iterdir() if path.suffix.lower() in _ENDINGS)
+    files = sorted(path for path in options.images.iterdir() if path.suffix.lower() in _ENDINGS and not path.is_dir())
     if not files:
         raise DataError(f"--images {options.images}: no image in it (looked for {', '.join(sorted(_ENDINGS))})")
+    device = _device(options.device)
     recipe, data = _load(options.config, options.ckpt_path, options.run_dir)
+    recipe.to(device)
     labels = data.label_space()
 
-    from torchvision.transforms.v2.functional import pil_to_tensor
     from torchvision.tv_tensors import Image as ImageTensor
     from tqdm import tqdm
 
     from gingham.cli.pictures import save_panels
 
-    for name in ("masks", "overlays"):
-        (options.out / name).mkdir(parents=True, exist_ok=True)
+    try:
+        for name in ("masks", "overlays"):
+            (options.out / name).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise DataError(f"--out {options.out}: {error.filename} is a file, but a folder is needed there") from error
     shares: dict[str, Any] = {}
     skipped = 0
-    for file in tqdm(files, unit="image", disable=None):
-        try:
-            with Image.open(file) as picture:
-                image = pil_to_tensor(picture.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            print(f"gingham: skipped {file}: cannot be read as an image ({error})", file=sys.stderr)
-            skipped += 1
-            continue
-        normalized = data.evaluate.normalize(ImageTensor(image)).as_subclass(torch.Tensor)
-        with torch.inference_mode():
-            mask = recipe(normalized[None])[0].argmax(0)
-        Image.fromarray(mask.to(torch.uint8).numpy()).save(options.out / "masks" / f"{file.name}.png")
-        save_panels(
-            options.out / "overlays" / f"{file.name}.png", [(image, {"prediction": mask})], labels.names, labels.palette
-        )
-        counts = torch.bincount(mask.flatten(), minlength=labels.num_classes).double() / mask.numel()
-        shares[file.name] = {name: round(share, 6) for name, share in zip(labels.names, counts.tolist(), strict=True)}
-    (options.out / "shares.json").write_text(json.dumps(shares, indent=2) + "\n")
+    try:
+        for file in tqdm(files, unit="image", disable=None):
+            try:
+                image = _read(file)
+                normalized = data.evaluate.normalize(ImageTensor(image)).as_subclass(Tensor)
+                mask = _segment(recipe, normalized.to(device), labels.num_classes).cpu()
+            except (DataError, MemoryError) as error:
+                reason = str(error).removeprefix(f"{file}: ") or "not enough memory"
+                print(f"gingham: skipped {file}: {reason}", file=sys.stderr)
+                skipped += 1
+                continue
+            # The whole file name, so that a.png and a.jpg stay apart.
+            Image.fromarray(mask.to(torch.uint8).numpy()).save(options.out / "masks" / f"{file.name}.png")
+            overlay = options.out / "overlays" / f"{file.name}.png"
+            save_panels(overlay, [(image, {"prediction": mask})], labels.names, labels.palette)
+            counts = torch.bincount(mask.flatten(), minlength=labels.num_classes).double() / mask.numel()
+            shares[file.name] = {
+                name: round(share, 6) for name, share in zip(labels.names, counts.tolist(), strict=True)
+            }
+    finally:  # an interrupted run keeps what it has
+        (options.out / "shares.json").write_text(json.dumps(shares, indent=2) + "\n")
     print(f"{len(shares)} images written to {options.out}" + (f", {skipped} skipped" if skipped else ""))
     return 1 if skipped else 0
+
+
+def _device(name: str | None) -> torch.device:
+    from gingham._library import native
+
+    built = bool(native().cuda_architectures)
+    if name is None:
+        return torch.device("cuda" if built and torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"--device {name}: expected cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices here; use cpu")
+    if device.type == "cuda" and not built:
+        raise DeviceError(f"--device {name}: this gingham was built without CUDA; use cpu")
+    return device
+
+
+def _read(file: Path) -> Tensor:
+    """RGB, uint8 [3, H, W], upright as the camera's EXIF entry says.
+
+    Raises:
+        DataError: the file cannot be read, or has more than eight bits a channel.
+    """
+    from gingham.data.segmentation import read_image
+
+    try:
+        image = read_image(file)
+        with Image.open(file) as header:
+            mode, orientation = header.mode, header.getexif().get(ExifTags.Base.Orientation, 1)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file}: {error}") from error
+    if mode.startswith(("I", "F")):
+        raise DataError(f"{file}: has more than 8 bits a channel (mode {mode}); convert it to 8 bits first")
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 2)
+    return image.flip({2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation, ())).contiguous()
+
+
+def _segment(recipe: Any, image: Tensor, classes: int) -> Tensor:
+    """The likeliest class of each pixel [H, W] of a normalised image [3, H, W].
+
+    Raises:
+        MemoryError: the image is too large for the device.
+        CheckpointError: the model does not have the data set's classes.
+    """
+    try:
+        with torch.inference_mode():
+            logits = recipe(image[None])[0]
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        raise MemoryError(f"not enough memory for {image.shape[2]}x{image.shape[1]} pixels") from error
+    if logits.shape[0] != classes:
+        raise CheckpointError(f"the model has {logits.shape[0]} classes, its data set {classes}: mend --config")
+    mask: Tensor = logits.argmax(0)
+    return mask
 
 
 def _load(config: str, checkpoint: str, run_dir: Path | None) -> tuple[Any, Any]:
