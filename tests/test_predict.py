@@ -272,6 +272,47 @@ def test_a_picture_that_does_not_fit_into_memory_is_skipped(
 # ------------------------------------------------------------------------------------------------ what is written
 
 
+def test_a_mask_holds_the_class_of_each_pixel_in_its_colour(run: Path, images: Path) -> None:
+    picture(60, 90).save(images / "a.png")
+    assert predict(run, images) == 0
+    mask = written(images, "masks", "a.png")
+    assert mask.shape == (60, 90)
+    assert len(np.unique(mask)) > 1
+    found = shares(images)["a.png"]
+    assert list(found) == list(CUE_LABELS.names)
+    for index, name in enumerate(CUE_LABELS.names):
+        assert found[name] == pytest.approx((mask == index).mean(), abs=1e-6)
+    with Image.open(images.parent / "out" / "masks" / "a.png.png") as image:
+        assert image.mode == "P"
+        np.testing.assert_array_equal(np.array(image.convert("RGB")), np.array(CUE_LABELS.palette)[mask])
+
+
+def test_an_overlay_has_the_size_of_the_picture_and_names_what_occurs(run: Path, images: Path) -> None:
+    shown = picture(300, 500)
+    shown.save(images / "a.png")
+    assert predict(run, images) == 0
+    mask, overlay = written(images, "masks", "a.png"), written(images, "overlays", "a.png")
+    assert overlay.shape[1] == 500
+    assert 300 < overlay.shape[0] < 400
+    blend = 0.45 * np.array(shown) + 0.55 * np.array(CUE_LABELS.palette)[mask]
+    np.testing.assert_allclose(overlay[:300], blend, atol=0.51)
+    legend = {tuple(colour) for colour in overlay[300:].reshape(-1, 3).tolist()}
+    for index, colour in enumerate(CUE_LABELS.palette):
+        assert (colour in legend) == (index in mask)
+
+
+def test_a_long_legend_goes_on_in_the_next_line(tmp_path: Path) -> None:
+    heights = []
+    for width in (40, 400):
+        image, mask = torch.zeros(3, 7, width, dtype=torch.uint8), torch.arange(width).expand(7, -1) % 7
+        pictures.save_overlay(tmp_path / "o.png", image, mask, CUE_LABELS.names, CUE_LABELS.palette)
+        with Image.open(tmp_path / "o.png") as overlay:
+            heights.append(overlay.height)
+            below = {tuple(colour) for colour in np.array(overlay)[7:].reshape(-1, 3).tolist()}
+        assert below >= set(CUE_LABELS.palette)
+    assert heights[0] > heights[1]
+
+
 def test_pictures_that_differ_in_their_ending_stay_apart(run: Path, images: Path) -> None:
     picture(20, 30).save(images / "a.png")
     picture(30, 20).save(images / "a.jpg")
@@ -292,13 +333,13 @@ def test_out_must_not_be_a_file(run: Path, images: Path, capsys: pytest.CaptureF
 def test_an_interrupted_run_keeps_what_it_has(run: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(20, 30).save(images / "a.png")
     picture(20, 30).save(images / "b.png")
-    save = pictures.save_panels
+    save = pictures.save_overlay
 
     def interrupted(path: Path, *arguments: Any) -> None:
         if path.name == "b.png.png":
             raise KeyboardInterrupt
         save(path, *arguments)
 
-    monkeypatch.setattr(pictures, "save_panels", interrupted)
+    monkeypatch.setattr(pictures, "save_overlay", interrupted)
     assert predict(run, images) == 130
     assert list(shares(images)) == ["a.png"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 matplotlib.use("Agg")
@@ -30,6 +31,39 @@ def overlay(image: Tensor, mask: Tensor, palette: Palette, opacity: float = 0.55
     """The mask [H, W] over the image, uint8 [3, H, W]; uint8 [H, W, 3]."""
     picture = image.permute(1, 2, 0).numpy().astype(np.float32)
     return np.rint((1 - opacity) * picture + opacity * colour(mask, palette)).astype(np.uint8)
+
+
+def save_mask(path: Path, mask: Tensor, palette: Palette) -> None:
+    """Class indices [H, W] as a palette PNG: its values are the indices, its colours those of the classes."""
+    image = Image.fromarray(mask.numpy().astype(np.uint8))
+    image.putpalette(np.asarray(palette, np.uint8).tobytes())
+    image.save(path)
+
+
+def save_overlay(path: Path, image: Tensor, mask: Tensor, names: Sequence[str], palette: Palette) -> None:
+    """The mask [H, W] over the image, uint8 [3, H, W], pixel for pixel; below it, the classes that occur."""
+    height, width = mask.shape
+    size = min(max(width // 40, 12), 40)  # of the letters
+    font = ImageFont.load_default(size)
+    line = size + size // 2
+    entries = []  # class, left and line of each
+    x = row = right = 0
+    for index in mask.unique().tolist():
+        length = 2 * size + int(font.getlength(names[index])) + size // 2
+        if x and x + length > width:
+            x, row = 0, row + 1
+        entries.append((index, x, row))
+        x += length
+        right = max(right, x)
+    canvas = Image.new("RGB", (max(width, right), height + (row + 1) * line), "white")
+    canvas.paste(Image.fromarray(overlay(image, mask, palette)))
+    draw = ImageDraw.Draw(canvas)
+    for index, left, row in entries:
+        middle = height + row * line + line // 2
+        box = (left + size // 4, middle - size // 2, left + size // 4 + size, middle + size // 2)
+        draw.rectangle(box, fill=tuple(palette[index]), outline="grey")
+        draw.text((left + size + size // 2, middle), names[index], fill="black", font=font, anchor="lm")
+    canvas.save(path)
 
 
 def save_panels(

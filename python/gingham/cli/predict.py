@@ -56,7 +56,7 @@ def main(words: list[str]) -> int:
     from torchvision.tv_tensors import Image as ImageTensor
     from tqdm import tqdm
 
-    from gingham.cli.pictures import save_panels
+    from gingham.cli.pictures import save_mask, save_overlay
 
     try:
         for name in ("masks", "overlays"):
@@ -77,9 +77,8 @@ def main(words: list[str]) -> int:
                 skipped += 1
                 continue
             # The whole file name, so that a.png and a.jpg stay apart.
-            Image.fromarray(mask.to(torch.uint8).numpy()).save(options.out / "masks" / f"{file.name}.png")
-            overlay = options.out / "overlays" / f"{file.name}.png"
-            save_panels(overlay, [(image, {"prediction": mask})], labels.names, labels.palette)
+            save_mask(options.out / "masks" / f"{file.name}.png", mask, labels.palette)
+            save_overlay(options.out / "overlays" / f"{file.name}.png", image, mask, labels.names, labels.palette)
             counts = torch.bincount(mask.flatten(), minlength=labels.num_classes).double() / mask.numel()
             shares[file.name] = {
                 name: round(share, 6) for name, share in zip(labels.names, counts.tolist(), strict=True)
