@@ -29,9 +29,7 @@ wheel:
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --plat auto --exclude 'libtorch*.so' --exclude 'libc10*.so' \
 		-w wheelhouse dist/*.whl
 
-lint:
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt ".[all,dev]"
+lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
