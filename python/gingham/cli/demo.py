@@ -8,150 +8,200 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import statistics
 import time
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gingham.errors import GinghamError
+
+_CONFIG = "ccnet_world"
 
 
 class DemoError(GinghamError, ValueError):
     """A demo that does not exist, or options that do not fit together."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What all arms of the comparison share. Chosen on the validation split; the test split is only reported."""
+class Run(NamedTuple):
+    """One arm with one seed."""
 
-    train: int = 1600
-    val: int = 300
-    test: int = 500
-    epochs: int = 15
-    batch_size: int = 16
-    learning_rate: float = 3e-3
-    warmup_steps: int = 50
-    gamma_rate: float = 10.0
-    head_channels: int = 64
-    output_stride: int = 4
+    loops: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"loops{self.loops}_seed{self.seed}"
 
 
-FULL = Settings()
-QUICK = Settings(epochs=6, test=300)
-SMOKE = Settings(train=64, val=16, test=16, epochs=1, warmup_steps=0)
+class Length(NamedTuple):
+    """What the demo changes in the packaged configuration besides loops and seed. None leaves what is there."""
+
+    epochs: int | None = None
+    scenes: tuple[int, int, int] | None = None  # in train, val and test
+
+
+FULL = Length()
+QUICK = Length(epochs=6, scenes=(1600, 300, 300))
+SMOKE = Length(epochs=1, scenes=(64, 16, 16))
 
 
 def main(words: list[str]) -> int:
     """Trains the arms, prints the table, writes results and pictures."""
     parser = argparse.ArgumentParser(
         prog="gingham demo",
-        description="Train CCNet with R loops of criss-cross attention, and without, on the embedded cue scenes.",
+        description=f"Train CCNet as the configuration {_CONFIG} says, with R loops of criss-cross attention and "
+        "without, on the embedded cue scenes. Writes results.md, predictions.png and a folder per run.",
     )
     parser.add_argument("method", nargs="?", default="ccnet", help="which method (so far: ccnet)")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--quick", action="store_true", help="R=0 and R=2, few epochs: minutes")
     length.add_argument("--smoke", action="store_true", help="only that it runs: seconds")
-    parser.add_argument("--seeds", type=int, default=1, help="paired seeds (default 1)")
-    parser.add_argument("--arms", type=int, nargs="+", default=None, metavar="R", help="numbers of loops to compare")
-    parser.add_argument("--jobs", type=int, default=None, help="runs at a time (default: one per core)")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of results; finished runs are kept")
+    parser.add_argument("--seeds", type=int, default=1, help="train every arm with seeds 0 to SEEDS-1 (default 1)")
+    parser.add_argument(
+        "--arms",
+        type=int,
+        nargs="+",
+        metavar="R",
+        help="numbers of loops to compare (default 0 1 2; quick, smoke: 0 2)",
+    )
+    parser.add_argument("--jobs", type=int, help="runs at a time (default: one per core)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("demo"),
+        metavar="DIR",
+        help="folder of results (default demo); finished runs of the same settings and versions in it are not repeated",
+    )
     options = parser.parse_args(words)
     if options.method != "ccnet":
         raise DemoError(f"no demo of {options.method!r}: so far there is ccnet")
     for name in ("seeds", "jobs"):
         if (number := getattr(options, name)) is not None and number < 1:
             raise DemoError(f"--{name} must be 1 or more, got {number}")
-    settings = SMOKE if options.smoke else QUICK if options.quick else FULL
-    arms = options.arms or ([0, 2] if options.quick or options.smoke else [0, 1, 2])
-    options.out.mkdir(parents=True, exist_ok=True)
-    runs = [(arm, seed) for seed in range(options.seeds) for arm in arms]
-    results = dict(zip(runs, _run_all(runs, settings, options.out, options.jobs), strict=True))
-    report = _report(results, arms, options.seeds, settings)
+    arms = sorted(options.arms or ([0, 2] if options.quick or options.smoke else [0, 1, 2]))
+    if arms[0] < 0 or len(set(arms)) < len(arms):
+        raise DemoError(f"--arms must be different numbers, 0 or more, got {' '.join(map(str, options.arms))}")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise DemoError(f"--out {options.out}: {error.filename} is a file, but a folder is needed there") from error
+    chosen = SMOKE if options.smoke else QUICK if options.quick else FULL
+    runs = {Run(arm, seed): _settings(Run(arm, seed), chosen) for seed in range(options.seeds) for arm in arms}
+    results = dict(zip(runs, _train_all(runs, options.out, options.jobs), strict=True))
+    report = _report(results, arms, options.seeds, runs[Run(arms[0], 0)])
     print(report)
-    (options.out / "results.md").write_text(report + "\n")
-    _pictures(arms, settings, options.out)
+    with _whole(options.out / "results.md") as part:
+        part.write_text(report + "\n")
+    _pictures(arms, runs, options.out)
     return 0
 
 
-def _recipe(loops: int, settings: Settings) -> Any:
-    from gingham.data.wardrobe import CUE_LABELS, CueScenes
+def _settings(run: Run, length: Length) -> dict[str, Any]:
+    """The options of recipe, data and trainer: the packaged configuration with this run's changes."""
+    import yaml
+
+    from gingham.cli.training import config_file
+
+    config = yaml.safe_load(Path(config_file(_CONFIG)).read_text())
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    model["network"]["loops"] = run.loops
+    data["seed"] = run.seed
+    if length.scenes is not None:
+        data["lengths"] = list(length.scenes)
+    if length.epochs is not None:
+        config["trainer"]["max_epochs"] = length.epochs
+    return {"model": model, "data": data, "trainer": config["trainer"]}
+
+
+def _recipe(settings: dict[str, Any]) -> Any:
     from gingham.methods.ccnet.recipe import CCNetRecipe
 
-    network = {
-        "backbone": "small",
-        "num_classes": CUE_LABELS.num_classes,
-        "loops": loops,
-        "output_stride": settings.output_stride,
-        "head_channels": settings.head_channels,
-        "auxiliary": False,
-        "dropout": 0.0,
-    }
-    return CCNetRecipe(
-        network,
-        optimizer="adamw",
-        learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup_steps,
-        gamma_rate=settings.gamma_rate,
-        report_classes=CueScenes.trousers,
-    )
+    return CCNetRecipe(**settings["model"])
 
 
-def _data(seed: int, settings: Settings) -> Any:
+def _data(settings: dict[str, Any]) -> Any:
     from gingham.methods.segmentation_data import SegmentationData
 
-    return SegmentationData(
-        "wardrobe",
-        batch_size=settings.batch_size,
-        evaluation_batch_size=50,
-        crop=64,
-        scales=None,
-        seed=seed,
-        lengths=(settings.train, settings.val, settings.test),
-    )
+    return SegmentationData(**settings["data"])
 
 
-def _run_all(runs: list[tuple[int, int]], settings: Settings, out: Path, jobs: int | None) -> list[dict[str, float]]:
-    """Scores of every (R, seed), trained ``jobs`` at a time in processes of their own that share the cores."""
+def _versions() -> dict[str, str]:
+    """What else the scores depend on: code and torch."""
+    from gingham import info
+
+    report = info()
+    return {"gingham": report["version"], "commit": report["git commit"], "torch": report["torch"]}
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of `path` once it is complete."""
+    part = path.with_name(f".part-{path.name}")
+    yield part
+    part.replace(path)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with _whole(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _train_all(runs: dict[Run, dict[str, Any]], out: Path, jobs: int | None) -> list[dict[str, float]]:
+    """Scores of every run, trained ``jobs`` at a time in processes of their own that share the cores."""
     cores = len(os.sched_getaffinity(0))
     jobs = min(jobs or cores, len(runs))
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        started = [pool.submit(_run, *run, settings, out, max(1, cores // jobs)) for run in runs]
-        return [run.result() for run in started]
+    spawn = multiprocessing.get_context("spawn")
+    # Only this process heeds Ctrl-C, and ends the others.
+    with ProcessPoolExecutor(jobs, spawn, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+        started = [pool.submit(_train, run, settings, out, max(1, cores // jobs)) for run, settings in runs.items()]
+        try:
+            return [run.result() for run in started]
+        except BaseException as error:
+            # Otherwise the pool would first train all runs that are left.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.kill()  # Lightning would take a milder signal for a reason to go on
+            if isinstance(error, BrokenProcessPool):
+                raise DemoError("a training process was killed: with too little memory, try --jobs 1") from error
+            raise
 
 
-def _run(loops: int, seed: int, settings: Settings, out: Path, threads: int) -> dict[str, float]:
-    """Scores on the test split; those of an earlier run with the same settings if there are any."""
+def _train(run: Run, settings: dict[str, Any], out: Path, threads: int) -> dict[str, float]:
+    """Scores on the test split; those of an earlier run with the same settings and versions if there are any."""
     import lightning
     import torch
     from lightning.pytorch.loggers import CSVLogger
 
-    folder = out / f"loops{loops}_seed{seed}"
+    folder = out / run.name
     file = folder / "result.json"
+    made_of = {"settings": settings, "versions": _versions()}
     if file.is_file():
         kept = json.loads(file.read_text())
-        if kept["settings"] == asdict(settings):
+        if {name: kept.get(name) for name in made_of} == made_of:
             return dict(kept["scores"])
+        file.unlink()  # before what it describes is replaced
     for category in (UserWarning, FutureWarning):
         warnings.filterwarnings("ignore", category=category, module="lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     torch.set_num_threads(threads)
-    print(f"training R={loops}, seed {seed}", flush=True)
-    lightning.seed_everything(seed, verbose=False)
-    recipe, data = _recipe(loops, settings), _data(seed, settings)
+    name = f"R={run.loops}, seed {run.seed}"
+    print(f"training {name}", flush=True)
+    lightning.seed_everything(run.seed, verbose=False)
+    recipe, data = _recipe(settings), _data(settings)
     trainer = lightning.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=settings.epochs,
+        **settings["trainer"],
         logger=CSVLogger(folder, name="", version="log"),
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
-        callbacks=[_epoch_lines(f"R={loops}, seed {seed}", settings.epochs)],
+        callbacks=[_epoch_lines(name, settings["trainer"]["max_epochs"])],
         use_distributed_sampler=False,
-        log_every_n_steps=10,
         num_sanity_val_steps=0,
     )
     start = time.perf_counter()
@@ -159,8 +209,9 @@ def _run(loops: int, seed: int, settings: Settings, out: Path, threads: int) -> 
     seconds = time.perf_counter() - start
     measured = trainer.test(recipe, datamodule=data, verbose=False)[0]
     scores = {"trousers_iou": 100 * measured["test_focus_iou"], "miou": 100 * measured["test_miou"], "seconds": seconds}
-    torch.save(recipe.state_dict(), folder / "weights.pt")
-    file.write_text(json.dumps({"settings": asdict(settings), "scores": scores}, indent=2) + "\n")
+    with _whole(folder / "weights.pt") as part:
+        torch.save(recipe.state_dict(), part)
+    _write_json(file, made_of | {"scores": scores})
     return scores
 
 
@@ -183,29 +234,30 @@ def _epoch_lines(name: str, epochs: int) -> Any:
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
-def _report(results: dict[tuple[int, int], dict[str, float]], arms: list[int], seeds: int, settings: Settings) -> str:
+def _report(results: dict[Run, dict[str, float]], arms: list[int], seeds: int, settings: dict[str, Any]) -> str:
     import torch
 
     from gingham.bench.machine import describe
 
     machine = describe(torch.device("cpu"))
     lines = [
-        f"CCNet on the cue scenes, test split; {settings.train} training scenes, {settings.epochs} epochs.",
+        f"CCNet on the cue scenes, test split; {_data(settings).lengths['train']} training scenes, "
+        f"{settings['trainer']['max_epochs']} epochs.",
         "On " + ", ".join(f"{name} {machine[name]}" for name in ("cpu", "cores", "gingham", "torch", "python")) + ".",
         "",
         "| arm | trousers-IoU by seed | mean | spread | mIoU | training, s |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for arm in arms:
-        iou = [results[arm, seed]["trousers_iou"] for seed in range(seeds)]
+        iou = [results[Run(arm, seed)]["trousers_iou"] for seed in range(seeds)]
         spread = f"{statistics.stdev(iou):.1f}" if seeds > 1 else "-"
-        miou = statistics.mean(results[arm, seed]["miou"] for seed in range(seeds))
-        seconds = statistics.mean(results[arm, seed]["seconds"] for seed in range(seeds))
+        miou = statistics.mean(results[Run(arm, seed)]["miou"] for seed in range(seeds))
+        seconds = statistics.mean(results[Run(arm, seed)]["seconds"] for seed in range(seeds))
         values = " ".join(f"{x:.1f}" for x in iou)
         lines.append(f"| R={arm} | {values} | {statistics.mean(iou):.1f} | {spread} | {miou:.1f} | {seconds:.0f} |")
     lines.append("")
     for lower, upper in itertools.pairwise(arms):
-        pairs = [results[upper, s]["trousers_iou"] - results[lower, s]["trousers_iou"] for s in range(seeds)]
+        pairs = [results[Run(upper, s)]["trousers_iou"] - results[Run(lower, s)]["trousers_iou"] for s in range(seeds)]
         text = f"R{upper}-R{lower}: " + " ".join(f"{x:+.1f}" for x in pairs)
         text += f"; mean {statistics.mean(pairs):+.1f}, median {statistics.median(pairs):+.1f}"
         if seeds > 1:
@@ -215,24 +267,27 @@ def _report(results: dict[tuple[int, int], dict[str, float]], arms: list[int], s
     return "\n".join(lines)
 
 
-def _pictures(arms: list[int], settings: Settings, out: Path) -> None:
+def _pictures(arms: list[int], runs: dict[Run, dict[str, Any]], out: Path) -> None:
+    """The first test scenes as the arms of seed 0 see them, and the curves of those runs."""
     import torch
 
     from gingham.cli.pictures import save_curves, save_panels
-    from gingham.data.wardrobe import CUE_LABELS
 
-    dataset = _data(0, settings).dataset("test")
+    dataset = _data(runs[Run(arms[0], 0)]).dataset("test")
     items = [dataset[i] for i in range(min(6, len(dataset)))]
     masks: list[dict[str, Any]] = [{"truth": item["label"]} for item in items]
-    for arm in arms:
-        folder = out / f"loops{arm}_seed0"
-        recipe = _recipe(arm, settings)
+    for run in (Run(arm, 0) for arm in arms):
+        folder = out / run.name
+        recipe = _recipe(runs[run])
         recipe.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
         recipe.eval()
         with torch.inference_mode():
             for item, row in zip(items, masks, strict=True):
-                row[f"R={arm}"] = recipe(item["image"][None])[0].argmax(0)
-        save_curves(folder / "curves.png", folder / "log" / "metrics.csv")
+                row[f"R={run.loops}"] = recipe(item["image"][None])[0].argmax(0)
+        with _whole(folder / "curves.png") as part:
+            save_curves(part, folder / "log" / "metrics.csv")
     rows = [(dataset.read(i)["image"], row) for i, row in enumerate(masks)]
-    save_panels(out / "predictions.png", rows, CUE_LABELS.names, CUE_LABELS.palette)
-    print(f"pictures and results in {out}")
+    with _whole(out / "predictions.png") as part:
+        save_panels(part, rows, dataset.class_names, dataset.palette)
+    print(f"results: {out / 'results.md'}")
+    print(f"pictures: {out / 'predictions.png'} and {out / 'loops*_seed0' / 'curves.png'}")
