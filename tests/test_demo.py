@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,31 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def results(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return content
+
+
+def test_results_say_how_they_were_made(finished: Path) -> None:
+    found = results(finished)
+    assert found["command"] == f"gingham demo ccnet --smoke --seeds 2 --jobs 1 --out {finished}"
+    assert {"gingham", "commit", "torch", "python", "cpu"} <= found["machine"].keys()
+    assert found["commit"] == found["machine"]["commit"]
+    for name in NAMES:
+        assert found[name]["settings"]["model"]["network"]["loops"] == int(name[5])
+        assert found[name]["settings"]["data"]["seed"] == int(name[-1])
+        assert found[name]["scores"].keys() == {"trousers_iou", "miou", "seconds"}
+    pairs = [
+        found[f"loops2_seed{seed}"]["scores"]["trousers_iou"] - found[f"loops0_seed{seed}"]["scores"]["trousers_iou"]
+        for seed in (0, 1)
+    ]
+    assert found["differences"]["R2-R0"]["by_seed"] == pytest.approx(pairs)
+    text = (finished / "results.md").read_text()
+    assert found["command"] in text
+    assert found["commit"] in text
+    assert "| R=2 |" in text
+
+
 def test_all_files_are_there_and_whole(finished: Path) -> None:
     assert (finished / "predictions.png").is_file()
     for loops in (0, 2):
@@ -34,7 +60,7 @@ def test_all_files_are_there_and_whole(finished: Path) -> None:
 def test_only_runs_of_the_same_settings_and_versions_are_kept(
     finished: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before = {name: json.loads((finished / name / "result.json").read_text()) for name in NAMES}
+    before = results(finished)
     other_commit, other_settings = (finished / name / "result.json" for name in NAMES[:2])
     for file, part, name in ((other_commit, "versions", "commit"), (other_settings, "settings", "data")):
         content = json.loads(file.read_text())
@@ -45,7 +71,7 @@ def test_only_runs_of_the_same_settings_and_versions_are_kept(
     trained = [line for line in printed.splitlines() if line.startswith("training")]
     assert trained == ["training R=0, seed 0", "training R=2, seed 0"]
     assert f"pictures: {finished / 'predictions.png'}" in printed
-    after = {name: json.loads((finished / name / "result.json").read_text()) for name in NAMES}
+    after = results(finished)
     for name in NAMES[2:]:
         assert after[name] == before[name]
     for name in NAMES[:2]:  # the same seed gives the same scores
@@ -65,6 +91,26 @@ def test_all_but_length_loops_and_seed_is_the_packaged_configuration(length: dem
     config["model"]["init_args"]["network"].pop("loops")
     assert settings["model"] == config["model"]["init_args"]
     assert settings["data"] == config["data"]["init_args"]
+
+
+def test_differences_are_those_of_the_committed_table() -> None:
+    folder = Path(__file__).parent.parent / "bench" / "results" / "demo-ccnet"
+    runs = {name: run for name, run in results(folder).items() if name.startswith("loops")}
+    scores = {Run(int(name[5]), int(name[-1])): run["scores"] for name, run in runs.items()}
+    found = demo._differences(scores)
+    assert found["R1-R0"]["by_seed"][0] == pytest.approx(57.559096813 - 28.207617998)
+    assert found["R1-R0"]["interval_95"] == pytest.approx([26.2, 29.2], abs=0.05)
+    assert found["R2-R1"]["median"] == pytest.approx(16.3, abs=0.05)
+
+
+def test_one_seed_has_no_interval() -> None:
+    scores = {Run(0, 0): {"trousers_iou": 20.0}, Run(2, 0): {"trousers_iou": 50.0}}
+    assert demo._differences(scores)["R2-R0"] == {
+        "by_seed": [30.0],
+        "mean": 30.0,
+        "median": 30.0,
+        "interval_95": None,
+    }
 
 
 def test_a_file_that_is_not_written_to_its_end_does_not_appear(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shlex
 import signal
 import statistics
 import time
@@ -56,7 +57,7 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="gingham demo",
         description=f"Train CCNet as the configuration {_CONFIG} says, with R loops of criss-cross attention and "
-        "without, on the embedded cue scenes. Writes results.md, predictions.png and a folder per run.",
+        "without, on the embedded cue scenes. Writes results.md, results.json, predictions.png and a folder per run.",
     )
     parser.add_argument("method", nargs="?", default="ccnet", help="which method (so far: ccnet)")
     length = parser.add_mutually_exclusive_group()
@@ -94,10 +95,7 @@ def main(words: list[str]) -> int:
     chosen = SMOKE if options.smoke else QUICK if options.quick else FULL
     runs = {Run(arm, seed): _settings(Run(arm, seed), chosen) for seed in range(options.seeds) for arm in arms}
     results = dict(zip(runs, _train_all(runs, options.out, options.jobs), strict=True))
-    report = _report(results, arms, options.seeds, runs[Run(arms[0], 0)])
-    print(report)
-    with _whole(options.out / "results.md") as part:
-        part.write_text(report + "\n")
+    _write_results(shlex.join(["gingham", "demo", *words]), runs, results, options.out)
     _pictures(arms, runs, options.out)
     return 0
 
@@ -230,39 +228,79 @@ def _epoch_lines(name: str, epochs: int) -> Any:
     return LambdaCallback(on_validation_end=show)
 
 
-# Two-sided 95 % points of Student's t distribution by degrees of freedom.
-_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-
-
-def _report(results: dict[Run, dict[str, float]], arms: list[int], seeds: int, settings: dict[str, Any]) -> str:
+def _write_results(
+    command: str, runs: dict[Run, dict[str, Any]], results: dict[Run, dict[str, float]], out: Path
+) -> None:
+    """Prints results.md and writes it and results.json."""
     import torch
 
     from gingham.bench.machine import describe
 
     machine = describe(torch.device("cpu"))
+    differences = _differences(results)
+    made_with = {"command": command, "commit": machine.get("commit"), "machine": machine, "differences": differences}
+    each = {run.name: {"settings": settings, "scores": results[run]} for run, settings in runs.items()}
+    _write_json(out / "results.json", made_with | each)
+    settings = next(iter(runs.values()))
+    report = _report(command, machine, settings, results, differences)
+    print(report)
+    with _whole(out / "results.md") as part:
+        part.write_text(report + "\n")
+
+
+def _differences(results: dict[Run, dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """Paired differences of the trousers-IoU between neighbouring arms: by seed, mean, median, 95 % t-interval."""
+    from scipy.stats import t
+
+    seeds = sorted({run.seed for run in results})
+    found = {}
+    for lower, upper in itertools.pairwise(sorted({run.loops for run in results})):
+        pairs = [results[Run(upper, s)]["trousers_iou"] - results[Run(lower, s)]["trousers_iou"] for s in seeds]
+        mean, interval = statistics.mean(pairs), None
+        if len(pairs) > 1:
+            half = float(t.ppf(0.975, len(pairs) - 1)) * statistics.stdev(pairs) / len(pairs) ** 0.5
+            interval = [mean - half, mean + half]
+        found[f"R{upper}-R{lower}"] = {
+            "by_seed": pairs,
+            "mean": mean,
+            "median": statistics.median(pairs),
+            "interval_95": interval,
+        }
+    return found
+
+
+def _report(
+    command: str,
+    machine: dict[str, str],
+    settings: dict[str, Any],
+    results: dict[Run, dict[str, float]],
+    differences: dict[str, dict[str, Any]],
+) -> str:
     lines = [
         f"CCNet on the cue scenes, test split; {_data(settings).lengths['train']} training scenes, "
-        f"{settings['trainer']['max_epochs']} epochs.",
-        "On " + ", ".join(f"{name} {machine[name]}" for name in ("cpu", "cores", "gingham", "torch", "python")) + ".",
+        f"{settings['trainer']['max_epochs']} epochs: `{command}`.",
+        "On "
+        + ", ".join(
+            f"{n} {machine[n]}" for n in ("cpu", "cores", "gingham", "commit", "torch", "python") if n in machine
+        )
+        + ".",
         "",
         "| arm | trousers-IoU by seed | mean | spread | mIoU | training, s |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for arm in arms:
-        iou = [results[Run(arm, seed)]["trousers_iou"] for seed in range(seeds)]
-        spread = f"{statistics.stdev(iou):.1f}" if seeds > 1 else "-"
-        miou = statistics.mean(results[Run(arm, seed)]["miou"] for seed in range(seeds))
-        seconds = statistics.mean(results[Run(arm, seed)]["seconds"] for seed in range(seeds))
+    for arm in sorted({run.loops for run in results}):
+        scores = [scores for run, scores in results.items() if run.loops == arm]
+        iou = [score["trousers_iou"] for score in scores]
+        spread = f"{statistics.stdev(iou):.1f}" if len(iou) > 1 else "-"
+        miou, seconds = (statistics.mean(score[name] for score in scores) for name in ("miou", "seconds"))
         values = " ".join(f"{x:.1f}" for x in iou)
         lines.append(f"| R={arm} | {values} | {statistics.mean(iou):.1f} | {spread} | {miou:.1f} | {seconds:.0f} |")
     lines.append("")
-    for lower, upper in itertools.pairwise(arms):
-        pairs = [results[Run(upper, s)]["trousers_iou"] - results[Run(lower, s)]["trousers_iou"] for s in range(seeds)]
-        text = f"R{upper}-R{lower}: " + " ".join(f"{x:+.1f}" for x in pairs)
-        text += f"; mean {statistics.mean(pairs):+.1f}, median {statistics.median(pairs):+.1f}"
-        if seeds > 1:
-            half = _T.get(seeds - 1, 1.96) * statistics.stdev(pairs) / seeds**0.5
-            text += f", 95 % interval {statistics.mean(pairs) - half:+.1f} to {statistics.mean(pairs) + half:+.1f}"
+    for name, difference in differences.items():
+        text = f"{name}: " + " ".join(f"{x:+.1f}" for x in difference["by_seed"])
+        text += f"; mean {difference['mean']:+.1f}, median {difference['median']:+.1f}"
+        if difference["interval_95"] is not None:
+            text += ", 95 % interval {:+.1f} to {:+.1f}".format(*difference["interval_95"])
         lines.append(text)
     return "\n".join(lines)
 
@@ -289,5 +327,5 @@ def _pictures(arms: list[int], runs: dict[Run, dict[str, Any]], out: Path) -> No
     rows = [(dataset.read(i)["image"], row) for i, row in enumerate(masks)]
     with _whole(out / "predictions.png") as part:
         save_panels(part, rows, dataset.class_names, dataset.palette)
-    print(f"results: {out / 'results.md'}")
+    print(f"results: {out / 'results.md'} and {out / 'results.json'}")
     print(f"pictures: {out / 'predictions.png'} and {out / 'loops*_seed0' / 'curves.png'}")
