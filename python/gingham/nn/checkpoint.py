@@ -1,5 +1,7 @@
 """Reading weights from files, and loading them with errors that a person can act on."""
 
+import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,43 @@ from gingham.errors import CheckpointError
 _SHOWN = 3  # names quoted per kind of mismatch
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file, by name, on the CPU.
+def read_file(path: str | Path) -> Any:
+    """What a checkpoint file holds, on the CPU.
 
     Reads safetensors files and torch files (``torch.load(weights_only=True)``: nothing of the file is executed).
-    Unwraps the usual containers ("state_dict", "model") and removes the "module." that DataParallel puts first.
 
     Args:
         path: file ending in ``.safetensors``, or any file that ``torch.save`` wrote.
+
+    Raises:
+        CheckpointError: if the file is missing or cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError) as error:  # torch's text advises to execute the file
+        reason = "truncated, no torch file, or one with code in it, which is not executed"
+        raise CheckpointError(f"{path}: not a readable checkpoint of plain tensors ({reason})") from error
+    except Exception as error:  # the readers raise many types, and all of them mean the same to the user
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
+        raise CheckpointError(f"{path}: not a readable checkpoint of plain tensors ({reason})") from error
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file, by name, on the CPU.
+
+    Unwraps the usual containers ("state_dict", "model") and removes the "module." that DataParallel puts first.
+
+    Args:
+        path: as `read_file` takes it.
 
     Raises:
         CheckpointError: if the file is missing, cannot be read, or holds no tensors.
@@ -31,23 +62,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         >>> read_state_dict(path)
         {'weight': tensor([1., 1.])}
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the readers raise many types, and all of them mean the same to the user
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{path}: not a readable checkpoint of plain tensors ({reason})") from error
+    content = read_file(path)
     for container in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
             content = content[container]
-    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)} if content else {}
+    tensors = content.items() if isinstance(content, Mapping) else ()
+    state = {str(name): value for name, value in tensors if isinstance(value, Tensor)}
     if not state:
         raise CheckpointError(f"{path}: holds no tensors")
     return {name.removeprefix("module."): value for name, value in state.items()}
@@ -67,6 +87,21 @@ def load_state_dict(module: nn.Module, state: Mapping[str, Tensor], *, source: s
     Raises:
         CheckpointError: one line that names missing, unexpected and differently shaped tensors.
     """
+    check_fit(module, state, source=source)
+    module.load_state_dict(dict(state), strict=False)
+
+
+def check_fit(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Raise what `load_state_dict` would raise, and load nothing.
+
+    Args:
+        module: may take the weights.
+        state: tensors by the module's own names.
+        source: what error texts call the checkpoint.
+
+    Raises:
+        CheckpointError: one line that names missing, unexpected and differently shaped tensors.
+    """
     own = module.state_dict()
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own]
@@ -78,7 +113,6 @@ def load_state_dict(module: nn.Module, state: Mapping[str, Tensor], *, source: s
     faults = [_listed("missing", missing), _listed("unexpected", unexpected), _listed("of another shape", shapes)]
     if any(faults):
         raise CheckpointError(f"{source} does not fit the model: {'; '.join(fault for fault in faults if fault)}")
-    module.load_state_dict(dict(state), strict=False)
 
 
 def _shape(name: str, tensor: Tensor) -> tuple[int, ...]:
