@@ -1,7 +1,9 @@
 """The gingham command, as a user runs it."""
 
+import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +16,15 @@ import torch
 pytest.importorskip("lightning")
 from PIL import Image
 
+from gingham.cli import main
+
 TINY = [
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
+    "--trainer.log_every_n_steps=1",
     "--data.lengths=[48,8,8]",
     "--data.batch_size=8",
     "--model.network.dropout=0.1",
-    "--checkpoint_every=1",
 ]
 
 
@@ -45,6 +49,23 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     return state
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    with (folder / "csv" / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line that the command ends with."""
+    capsys.readouterr()
+    assert main(words) == 2
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    *_, last = errors.strip().splitlines()
+    assert last.startswith("gingham: error: ")
+    assert len(last) < 600
+    return last.removeprefix("gingham: error: ")
 
 
 def test_help_imports_neither_torch_nor_lightning() -> None:
@@ -94,10 +115,45 @@ def test_fit_writes_logs_checkpoints_config_and_pictures(trained: Path) -> None:
     assert any(name.startswith("events.out") for name in names)
 
 
+def test_the_last_state_is_kept_though_the_run_is_shorter_than_the_interval(trained: Path) -> None:
+    assert torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 12
+    rows = metrics(trained)
+    assert [int(row["step"]) for row in rows if row["loss"]] == list(range(12))
+    assert [int(row["step"]) for row in rows if row["val_miou"]] == [5, 11]
+
+
+@pytest.mark.parametrize("split", ["validate", "test"])
+def test_evaluating_leaves_the_records_of_training_alone(trained: Path, split: str) -> None:
+    kept = ["csv/metrics.csv", "tensorboard/predictions.png", "checkpoints/last.ckpt", "config.yaml"]
+    before = [(trained / name).read_bytes() for name in kept]
+    assert main([split, "--config", "ccnet_world", *TINY, f"--run_dir={trained}", "--ckpt_path=last"]) == 0
+    assert [(trained / name).read_bytes() for name in kept] == before
+    scores = json.loads((trained / f"{split}.json").read_text())
+    assert scores["checkpoint"].endswith("last.ckpt")
+    assert 0 <= scores["val_miou" if split == "validate" else "test_miou"] <= 1
+
+
+def test_a_folder_holds_one_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    words = ["fit", "--config", "ccnet_world", *TINY, f"--run_dir={folder}"]
+    error = error_of(capsys, *words)
+    assert error.startswith(f"{folder} holds a run: ")
+    assert "--ckpt_path last" in error
+    assert "--overwrite" in error
+    assert metrics(folder) == metrics(trained)
+    assert main([*words, "--trainer.max_epochs=3", "--ckpt_path=last"]) == 0
+    assert metrics(folder)[:14] == metrics(trained)
+    assert [int(row["step"]) for row in metrics(folder) if row["val_miou"]] == [5, 11, 17]
+    assert main([*words, "--trainer.max_epochs=1", "--overwrite"]) == 0
+    assert [int(row["step"]) for row in metrics(folder) if row["val_miou"]] == [5]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("wait", [0.0, 0.7])
 def test_a_killed_run_resumes_to_the_same_weights(trained: Path, tmp_path: Path, wait: float) -> None:
     words = ["fit", "--config", "ccnet_world", *TINY, "--trainer.max_epochs=2", f"--run_dir={tmp_path}"]
+    words += ["--checkpoint_every=1"]
     process = subprocess.Popen(
         command(*words), env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -116,6 +172,7 @@ def test_a_killed_run_resumes_to_the_same_weights(trained: Path, tmp_path: Path,
     expected, resumed = weights(trained), weights(tmp_path)
     assert expected.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
+    assert metrics(trained) == metrics(tmp_path)
 
 
 @pytest.mark.slow

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib
+import inspect
+import json
+import re
 import warnings
+from argparse import ArgumentError
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+import yaml
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from gingham.cli.records import MetricsFile, checkpoints, resolve_checkpoint
 from gingham.errors import CheckpointError, GinghamError
+from gingham.nn.checkpoint import check_fit, read_file
+
+__all__ = ["ConfigError", "Pictures", "config_file", "main", "packaged_configs", "resolve_checkpoint"]
 
 _CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 class ConfigError(GinghamError, ValueError):
-    """A configuration that does not exist."""
+    """A configuration that does not exist, or options that do not fit together."""
 
 
 def packaged_configs() -> list[str]:
@@ -52,13 +67,14 @@ class Pictures(Callback):
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         folder = trainer.log_dir  # a broadcast: every process has to ask
-        if trainer.sanity_checking or not trainer.is_global_zero or folder is None:
+        open_split = getattr(trainer.datamodule, "dataset", None)  # type: ignore[attr-defined]
+        if trainer.sanity_checking or not trainer.is_global_zero or folder is None or open_split is None:
             return
         import torch
 
         from gingham.cli.pictures import save_panels
 
-        dataset = trainer.datamodule.dataset("val")  # type: ignore[attr-defined]
+        dataset = open_split("val")
         items = [dataset[i] for i in range(min(self.images, len(dataset)))]
         raw = [dataset.read(i)["image"] for i in range(len(items))]
         was_training = pl_module.training
@@ -70,6 +86,7 @@ class Pictures(Callback):
             (image, {"truth": item["label"], "prediction": mask})
             for image, item, mask in zip(raw, items, masks, strict=True)
         ]
+        Path(folder).mkdir(parents=True, exist_ok=True)
         save_panels(Path(folder) / "predictions.png", rows, dataset.class_names, dataset.palette)
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -77,113 +94,275 @@ class Pictures(Callback):
         if trainer.is_global_zero and folder is not None:
             from gingham.cli.pictures import save_curves
 
-            metrics = next((Path(x.log_dir) / "metrics.csv" for x in trainer.loggers if isinstance(x, CSVLogger)), None)
+            metrics = next((x.file for x in trainer.loggers if isinstance(x, MetricsFile)), None)
             if metrics is not None and metrics.is_file():
                 save_curves(Path(folder) / "curves.png", metrics)
 
 
 class _CLI(LightningCLI):
+    """The parts of one command: `model`, `trainer`, `datamodule`, and the checkpoint that they begin from."""
+
+    def __init__(self, command: str, words: list[str]) -> None:
+        self.command = command
+        self.checkpoint: str | None = None
+        super().__init__(
+            lightning.LightningModule,
+            lightning.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_callback=None,
+            parser_kwargs={"prog": f"gingham {command}", "default_env": False, "exit_on_error": False},
+            trainer_defaults={"use_distributed_sampler": False},
+            args=_with_config_files(words),
+            run=False,
+            auto_configure_optimizers=False,
+        )
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", default="runs", help="folder of logs, pictures and checkpoints")
         parser.add_argument(
             "--checkpoint_every", type=int, default=200, help="steps between checkpoints to resume from"
         )
+        parser.add_argument(
+            "--ckpt_path", type=str, default=None, help="a checkpoint to go on from or to evaluate: FILE, last or best"
+        )
+        parser.add_argument("--overwrite", action="store_true", help="delete the run that --run_dir holds")
+
+    def before_instantiate_classes(self) -> None:
+        self.run_dir = Path(self.config["run_dir"])
+        if self.config["checkpoint_every"] < 1:
+            raise ConfigError(f"--checkpoint_every must be 1 or more, got {self.config['checkpoint_every']}")
+        if self.command == "check-data":
+            return
+        self.checkpoint = resolve_checkpoint(self.config["ckpt_path"], self.run_dir)
+        if self.checkpoint is None and self.command != "fit":
+            raise CheckpointError(
+                f"gingham {self.command} needs --ckpt_path FILE (or 'last' or 'best' of the run in --run_dir)"
+            )
+        self.state = _read_checkpoint(self.checkpoint, training=self.command == "fit") if self.checkpoint else None
+        if self.command == "fit" and not self._continues() and not self.config["overwrite"] and _records(self.run_dir):
+            raise ConfigError(
+                f"{self.run_dir} holds a run: continue it with --ckpt_path last, give another --run_dir, "
+                "or delete it with --overwrite"
+            )
+
+    def _continues(self) -> bool:
+        """Whether this is another part of the run in `run_dir`. Processes but the first come when it has begun."""
+        inside = self.checkpoint and self.run_dir.resolve() in Path(self.checkpoint).resolve().parents
+        return bool(inside) or not _is_first_process()
+
+    def instantiate_classes(self) -> None:
+        if self.command == "check-data":
+            config = self.config.clone()
+            config.pop("model")
+            self.datamodule = self.parser.instantiate_classes(config)["data"]
+            return
+        super().instantiate_classes()
+        if self.state is not None and self.checkpoint is not None:
+            check_fit(self.model, self.state["state_dict"], source=self.checkpoint)
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
-        folder = Path(self.config["run_dir"])
-        if not self.config["trainer"].get("logger"):
-            csv = CSVLogger(folder, name="", version="csv")
-            kwargs["logger"] = [TensorBoardLogger(folder, name="", version="tensorboard"), csv]
         own = self.config_init["trainer"].get("callbacks") or []
-        ours = [*checkpoints(folder / "checkpoints", self.config["checkpoint_every"]), Pictures()]
-        kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *ours]
-        trainer: lightning.Trainer = super().instantiate_trainer(**kwargs)
+        callbacks = [*(own if isinstance(own, list) else [own]), Pictures()]
+        if self.command == "fit":
+            callbacks += checkpoints(self.run_dir / "checkpoints", self.config["checkpoint_every"])
+            if not self.config["trainer"].get("logger"):
+                steps = self.state["global_step"] if self.state else 0
+                board = TensorBoardLogger(self.run_dir, name="", version="tensorboard", purge_step=steps or None)
+                kwargs["logger"] = [board, MetricsFile(self.run_dir, steps)]
+        else:
+            kwargs |= {"logger": False, "enable_checkpointing": False, "default_root_dir": self.run_dir / self.command}
+        trainer: lightning.Trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         return trainer
 
 
-def checkpoints(folder: Path, every: int, monitor: str = "val_miou") -> list[Callback]:
-    """The last state every so many steps (and at the end of an epoch), and the best one by `monitor`."""
-    return [
-        ModelCheckpoint(folder, filename="last", every_n_train_steps=every, save_top_k=1, enable_version_counter=False),
-        ModelCheckpoint(
-            folder, filename="best", monitor=monitor, mode="max", save_top_k=1, enable_version_counter=False
-        ),
-    ]
-
-
-def resolve_checkpoint(path: str | None, run_dir: Path) -> str | None:
-    """The file that ``--ckpt_path`` means: a path, or "last" or "best" of the run's folder."""
-    if path is None:
-        return None
-    file = run_dir / "checkpoints" / f"{path}.ckpt" if path in ("last", "best") else Path(path)
-    if not file.is_file():
-        raise CheckpointError(f"no checkpoint {file}: give a file, or 'last' or 'best' of a run in --run_dir")
-    return str(file)
-
-
 def main(command: str, words: list[str]) -> int:
-    """Runs fit, validate, test or check-data."""
+    """Runs fit, validate, test or check-data.
+
+    Raises:
+        ConfigError: options that do not exist or do not fit together.
+        CheckpointError: a checkpoint that cannot be read or does not fit the model.
+        DataError: what is wrong with the data.
+    """
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter.*")
     # The meter sums over processes itself, so every process logs the same number.
     warnings.filterwarnings("ignore", message="It is recommended to use `self.log.*sync_dist=True.*")
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-    words, wanted = _without_checkpoint(words)
-    # jsonargparse prints its own one-line error and exits with code 2
-    cli = _CLI(
-        lightning.LightningModule,
-        lightning.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={"default_env": False},
-        trainer_defaults={"use_distributed_sampler": False},
-        args=_with_config_files(words),
-        run=False,
-    )
-    folder = Path(cli.config["run_dir"])
+    # SegmentationData goes on where the run was.
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create.*")
+    if {"-h", "--help"} & set(words):
+        return _help(command, words)
+    if not any(word.startswith(("--config", "-c")) or ".help" in word for word in words):
+        raise ConfigError(f"gingham {command} needs --config FILE, or the name of one: {', '.join(packaged_configs())}")
+    with _one_line_errors():
+        cli = _CLI(command, words)
     if command == "check-data":
         return _check_data(cli.datamodule)
-    checkpoint = resolve_checkpoint(wanted, folder)
-    model, data, trainer = cli.model, cli.datamodule, cli.trainer
     if command == "fit":
-        folder.mkdir(parents=True, exist_ok=True)
-        cli.parser.save(cli.config, folder / "config.yaml", skip_none=False, overwrite=True)
-        _load_safely(lambda: trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True), checkpoint)
-        return 0
-    if checkpoint is None:
-        raise CheckpointError(f"gingham {command} needs --ckpt_path FILE (or 'last' or 'best' of --run_dir)")
-    evaluate = trainer.validate if command == "validate" else trainer.test
-    _load_safely(lambda: evaluate(model, datamodule=data, ckpt_path=checkpoint, weights_only=True), checkpoint)
+        _fit(cli)
+    else:
+        _evaluate(cli)
     return 0
 
 
-def _without_checkpoint(words: list[str]) -> tuple[list[str], str | None]:
-    """Takes ``--ckpt_path X`` out of the words."""
-    rest: list[str] = []
-    found: str | None = None
-    words = list(words)
-    while words:
-        word = words.pop(0)
-        if word == "--ckpt_path" and words:
-            found = words.pop(0)
-        elif word.startswith("--ckpt_path="):
-            found = word.removeprefix("--ckpt_path=")
-        else:
-            rest.append(word)
-    return rest, found
+def _is_first_process() -> bool:
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
-def _load_safely(run: Any, checkpoint: str | None) -> None:
+def _records(folder: Path) -> list[Path]:
+    """The files of a run that a second one would mix with its own."""
+    return [path for pattern in ("checkpoints/*.ckpt", "csv/metrics.csv") for path in folder.glob(pattern)]
+
+
+def _fit(cli: _CLI) -> None:
+    if _is_first_process():
+        if cli.config["overwrite"] and cli.checkpoint is None:
+            for path in [*_records(cli.run_dir), *cli.run_dir.glob("tensorboard/events.out.*")]:
+                path.unlink()
+        cli.run_dir.mkdir(parents=True, exist_ok=True)
+        config = cli.config.clone(with_meta=False)
+        config["ckpt_path"], config["overwrite"] = None, False
+        cli.parser.save(config, cli.run_dir / "config.yaml", skip_none=False, overwrite=True)
+    with _one_line_errors(running=True):
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
+
+
+def _evaluate(cli: _CLI) -> None:
+    trainer = cli.trainer
+    evaluate = trainer.validate if cli.command == "validate" else trainer.test
+    with _one_line_errors(running=True):
+        scores = evaluate(cli.model, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
+    if trainer.is_global_zero:
+        cli.run_dir.mkdir(parents=True, exist_ok=True)
+        report = {"checkpoint": cli.checkpoint} | {name: value for part in scores for name, value in part.items()}
+        (cli.run_dir / f"{cli.command}.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _read_checkpoint(path: str, *, training: bool) -> dict[str, Any]:
+    """What Lightning saved: the weights and, if `training` shall go on, the rest of its state."""
+    content = read_file(path)
+    needed = ["state_dict", "global_step"] + (["optimizer_states", "loops"] if training else [])
+    missing = [name for name in needed if not isinstance(content, dict) or name not in content]
+    if missing:
+        raise CheckpointError(f"{path} is no checkpoint of gingham fit: it has no {', '.join(missing)}")
+    return dict(content)
+
+
+# ------------------------------------------------------------------------------------------------ errors and help
+
+
+@contextmanager
+def _one_line_errors(*, running: bool = False) -> Iterator[None]:
+    """Turns what users cause into a `ConfigError`: everything while the parts are made, less while they run."""
     try:
-        run()
-    except RuntimeError as error:
-        text = " ".join(str(error).split())
-        if checkpoint is not None and "state_dict" in text:
-            raise CheckpointError(f"{checkpoint} does not fit this model: {text}") from error
+        yield
+    except GinghamError:
         raise
+    except ArgumentError as error:
+        raise ConfigError(_parsing_problem(str(error))) from error
+    except MisconfigurationException as error:
+        raise ConfigError(str(error)) from error
+    except (ValueError, TypeError, AttributeError) as error:
+        cause: BaseException = error
+        while "Does not validate" in str(cause) and cause.__cause__ is not None:
+            cause = cause.__cause__  # jsonargparse wraps what a constructor raises
+        if running and not _raised_by_lightning(error):
+            raise
+        if isinstance(cause, GinghamError):
+            raise cause from error
+        raise ConfigError(str(cause)) from error
+
+
+def _raised_by_lightning(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("lightning.")
+
+
+def _parsing_problem(text: str) -> str:
+    """What jsonargparse says in many lines, in one that names the option."""
+    if unknown := re.search(r"unrecognized arguments: (\S+)", text):
+        return _unknown_option(unknown[1].partition("=")[0])
+    if unknown := re.search(r"Option '(.+?)' is not accepted", text):
+        part = re.search(r'Parser key "(\w+)', text)
+        owner = re.search(r"class_path '(.+?)'", text)
+        prefix = f"--{part[1]}." if part else ""
+        return f"no option {prefix}{unknown[1]}" + (f": there are {_options_of(owner[1])}" if owner else "")
+    if missing := re.search(r"arguments are required: (.*)", text):
+        return f"the configuration has no {missing[1]}; packaged ones are {', '.join(packaged_configs())}"
+    noise = ("Does not validate", "Subtypes:", "Errors:", "Problem with given class_path", "Given value")
+    lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
+    lines = [x for x in lines if x and not x.startswith(noise) and not x.startswith("Expected a <class 'NoneType'>")]
+    names = [name for line in lines for name in re.findall(r'^Parser key "(.+?)":', line)]
+    rest = " ".join(re.sub(r'^Parser key ".+?":\s*', "", line) for line in lines).strip()
+    return f"--{'.'.join(names)}: {rest}" if names else rest
+
+
+def _unknown_option(option: str) -> str:
+    if not option.startswith("--"):
+        return f"unexpected word {option!r}: options begin with --"
+    trainer = [f"--trainer.{name}" for name in inspect.signature(lightning.Trainer).parameters]
+    ours = ["--config", "--run_dir", "--checkpoint_every", "--ckpt_path", "--overwrite", "--seed_everything"]
+    known = trainer if option.startswith("--trainer.") else [*ours, "--model.*", "--data.*", "--trainer.*"]
+    close = difflib.get_close_matches(option, known, n=3)
+    rest = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
+    return f"no option {option}: {rest}"
+
+
+def _options_of(class_path: str) -> str:
+    module, _, name = class_path.rpartition(".")
+    return ", ".join(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+
+
+_HELP = """usage: gingham {command} --config NAME [--data.root DIR] [--run_dir DIR] [--ckpt_path FILE] [options]
+
+{purpose}
+
+  --config NAME          a packaged configuration ({configs})
+                         or a YAML file, such as the config.yaml of a run; options after it take the place of its values
+  --run_dir DIR          where logs, pictures and checkpoints are
+  --ckpt_path FILE       the checkpoint to {use}: a file, or "last" or "best" of the run in --run_dir
+  --checkpoint_every N   fit: optimiser steps between two states of "last" (default 200)
+  --overwrite            fit: delete the run that --run_dir holds and begin anew
+  --seed_everything N    fit: seed of the weights and of dropout (default 0)
+  --trainer.NAME VALUE   any argument of lightning.Trainer: devices, num_nodes, strategy, precision, max_steps,
+                         max_epochs, accumulate_grad_batches, val_check_interval, log_every_n_steps, ...
+  --model.NAME VALUE     an option of the recipe; of its network: --model.init_args.network.NAME VALUE
+  --data.NAME VALUE      an option of the data
+  --print_config         print the configuration that results, with every option, and stop
+  --debug                show the traceback of errors
+"""
+
+
+def _help(command: str, words: list[str]) -> int:
+    """Prints the options; those of recipe and data too where a configuration says which these are."""
+    purpose = {
+        "fit": "Train a recipe; the run can be interrupted at any time and continued with --ckpt_path last.",
+        "validate": "Evaluate a checkpoint on the validation split; the scores go to validate.json in --run_dir.",
+        "test": "Evaluate a checkpoint on the test split; the scores go to test.json in --run_dir.",
+        "check-data": "Read every item of a data set and list what is wrong with it.",
+    }
+    use = "continue" if command == "fit" else "evaluate"
+    text = _HELP.format(command=command, purpose=purpose[command], configs=", ".join(packaged_configs()), use=use)
+    print(text)
+    files = [word for i, word in enumerate(words) if i and words[i - 1] in ("--config", "-c")]
+    files += [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
+    if not files:
+        print(f"Options of recipe and data: gingham {command} --config NAME --help")
+        return 0
+    config = yaml.safe_load(Path(config_file(files[-1])).read_text())
+    for part in ("model", "data"):
+        try:
+            _CLI(command, [f"--{part}.help={config[part]['class_path']}"])
+        except SystemExit:  # jsonargparse ends the process after its help
+            print()
+    return 0
 
 
 def _check_data(data: Any) -> int:

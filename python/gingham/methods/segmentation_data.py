@@ -2,12 +2,12 @@
 
 The order of an epoch follows from (seed, epoch) and the augmentation of an item from (seed, epoch, index). Nothing
 depends on what was drawn before, on the number of workers, or on when a run was interrupted: a checkpoint holds only
-how far the epoch had come.
+how many batches were trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,39 +49,57 @@ class SeededItems(Dataset[SegmentationItem]):
     def __getitem__(self, position: Position) -> SegmentationItem:
         epoch, index = position
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed((self.seed * 1_000_003 + epoch) * 1_000_003 + index)
+            torch.manual_seed(_mixed(_mixed(self.seed, epoch), index))
             return self.dataset[index]
 
 
+def _mixed(seed: int, number: int) -> int:
+    return (seed * 1_000_003 + number) % 2**63  # what torch.manual_seed takes
+
+
 class EpochBatches(Sampler[list[Position]]):
-    """Batches of a permutation that follows from (seed, epoch); each process takes its share of every batch.
+    """Batches of permutations that follow from (seed, epoch); each process takes its share of every batch.
+
+    One pass gives as many batches as an epoch has, beginning after those that were trained: after the seventh batch of
+    an epoch of ten it gives three of that epoch and seven of the next.
 
     Args:
         length: number of items.
         batch_size: items in a batch of one process. What does not fill a batch of all processes is left out.
         seed: of the permutations.
         rank, world_size: of this process.
+        trained: gives the number of batches trained so far in all epochs, asked for when a pass begins.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        trained: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.rank, self.world_size = rank, world_size
-        self.epoch = 0
-        self.skip = 0  # batches of this epoch that were trained before the run was interrupted
+        self.trained = trained
 
     def __len__(self) -> int:
         return self.length // (self.batch_size * self.world_size)
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def _order(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(_mixed(self.seed, epoch))
+        return torch.randperm(self.length, generator=generator).tolist()
 
     def __iter__(self) -> Iterator[list[Position]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.length, generator=generator).tolist()
-        skip, self.skip = self.skip, 0
-        for batch in range(skip, len(self)):
+        first = self.trained()
+        order: list[int] = []
+        for number in range(first, first + len(self)):
+            epoch, batch = divmod(number, len(self))
+            if batch == 0 or not order:
+                order = self._order(epoch)
             begin = (batch * self.world_size + self.rank) * self.batch_size
-            yield [(self.epoch, index) for index in order[begin : begin + self.batch_size]]
+            yield [(epoch, index) for index in order[begin : begin + self.batch_size]]
 
 
 class ShareOfItems(Sampler[int]):
@@ -148,8 +166,7 @@ class SegmentationData(lightning.LightningDataModule):
         self.augment = RandomScaleCropFlip(crop_size, rescale=rescale, normalize=normalize)
         self.evaluate = EvaluationTransform(normalize=normalize)
         self._datasets: dict[str, SegmentationDataset] = {}
-        self._batches: EpochBatches | None = None
-        self._resume: dict[str, int] = {}
+        self._trained_before = 0  # batches, when the run was interrupted
 
     def dataset(self, split: str) -> SegmentationDataset:
         """The data set of "train", "val" or "test", with its transform. Kept once made."""
@@ -187,16 +204,21 @@ class SegmentationData(lightning.LightningDataModule):
         trainer = self.trainer
         return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
 
+    def _trained(self) -> int:
+        """Batches that were trained so far, those before an interruption included."""
+        if self.trainer is None:
+            return 0
+        # Lightning restores its count only after a schedule has asked for the length of the loader.
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        return max(self._trained_before, progress.total.processed)
+
     def train_dataloader(self) -> DataLoader[SegmentationItem]:
         dataset = self.dataset("train")
-        self._batches = EpochBatches(len(dataset), self.batch_size, self.seed, *self._process())
-        if len(self._batches) == 0:
+        batches = EpochBatches(len(dataset), self.batch_size, self.seed, *self._process(), self._trained)
+        if len(batches) == 0:
             raise DataError(f"the train split has {len(dataset)} images, fewer than one batch of all processes needs")
-        self._batches.set_epoch(self._resume.get("epoch", 0))
-        self._batches.skip = self._resume.get("batches", 0)
-        self._resume = {}
         items: Any = SeededItems(dataset, self.seed)
-        return DataLoader(items, batch_sampler=self._batches, num_workers=self.workers, generator=_own_generator())
+        return DataLoader(items, batch_sampler=batches, num_workers=self.workers, generator=_own_generator())
 
     def _evaluation_loader(self, split: str) -> DataLoader[SegmentationItem]:
         dataset = self.dataset(split)
@@ -215,18 +237,8 @@ class SegmentationData(lightning.LightningDataModule):
     def test_dataloader(self) -> DataLoader[SegmentationItem]:
         return self._evaluation_loader("test")
 
-    def start_epoch(self, epoch: int) -> None:
-        """Called by the recipe when an epoch begins: the order follows the epoch."""
-        if self._batches is not None:
-            self._batches.set_epoch(epoch)
-
     def state_dict(self) -> dict[str, int]:
-        trainer = self.trainer
-        if trainer is None or self._batches is None:
-            return {}
-        # Optimiser steps, which are counted before any checkpoint of the step is written.
-        epoch, batches = divmod(trainer.global_step, len(self._batches))
-        return {"epoch": epoch, "batches": batches}
+        return {"trained": self._trained()}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self._resume = dict(state_dict)
+        self._trained_before = state_dict.get("trained", 0)

@@ -110,9 +110,6 @@ class CCNetRecipe(lightning.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_train_epoch_start(self) -> None:
-        self.trainer.datamodule.start_epoch(self.current_epoch)  # type: ignore[attr-defined]
-
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         if self._random_state is not None:  # resumed: dropout goes on where it was
             torch.set_rng_state(self._random_state)
