@@ -30,6 +30,7 @@ def results(folder: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_results_say_how_they_were_made(finished: Path) -> None:
     found = results(finished)
     assert found["command"] == f"gingham demo ccnet --smoke --seeds 2 --jobs 1 --out {finished}"
@@ -50,6 +51,7 @@ def test_results_say_how_they_were_made(finished: Path) -> None:
     assert "| R=2 |" in text
 
 
+@pytest.mark.slow
 def test_all_files_are_there_and_whole(finished: Path) -> None:
     assert (finished / "predictions.png").is_file()
     for loops in (0, 2):
@@ -57,6 +59,7 @@ def test_all_files_are_there_and_whole(finished: Path) -> None:
     assert not list(finished.rglob(".part*"))
 
 
+@pytest.mark.slow
 def test_only_runs_of_the_same_settings_and_versions_are_kept(
     finished: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

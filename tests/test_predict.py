@@ -94,7 +94,7 @@ def test_best_of_a_run_without_it_is_an_error(run: Path, images: Path, capsys: p
     assert str(run / "checkpoints" / "best.ckpt") in error(capsys)
 
 
-@pytest.mark.parametrize("kind", ["garbage", "truncated", "pickle"])
+@pytest.mark.parametrize("kind", ["garbage", "truncated", "pickle", "list"])
 def test_a_file_that_is_no_checkpoint_is_named(
     kind: str, run: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,6 +105,8 @@ def test_a_file_that_is_no_checkpoint_is_named(
     elif kind == "truncated":
         whole = (run / "checkpoints" / "last.ckpt").read_bytes()
         file.write_bytes(whole[: len(whole) // 2])
+    elif kind == "list":
+        torch.save([torch.ones(2)], file)
     else:
         torch.save({"state_dict": {"network": CUE_LABELS}}, file)  # a class that weights_only does not load
     assert predict(run, images, checkpoint=str(file)) == 2
@@ -123,7 +125,7 @@ def test_a_foreign_checkpoint_names_the_first_tensor_and_counts_the_others(
     torch.save({"state_dict": state}, file)
     assert predict(run, images, checkpoint=str(file)) == 2
     line = error(capsys)
-    assert f"it has no {first}, expected {shape}, and 1 tensors more" in line
+    assert f"it has no {first}, expected {shape}, and 1 more" in line
     assert str(file) in line
 
 

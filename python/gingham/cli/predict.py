@@ -201,6 +201,6 @@ def _load_weights(model: torch.nn.Module, weights: str, config: str) -> None:
     ]
     faults += [f"{name} {list(state[name].shape)} is not in the model" for name in state if name not in expected]
     if faults:
-        more = f", and {len(faults) - 1} tensors more" if len(faults) > 1 else ""
+        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise CheckpointError(f"{weights} does not fit {config}: {faults[0]}{more}")
     model.load_state_dict(state)
