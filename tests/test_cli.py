@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -247,3 +248,75 @@ def test_a_checkpoint_of_another_shape_is_named(trained: Path, tmp_path: Path) -
     )
     assert done.returncode == 2
     assert "network.head.conva.0.weight is [3, 3], expected [64, 64, 3, 3]" in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], "no --config"),
+        (["--config=ccnet_world", "--data.sed=1"], "no option --data.sed: there are name, root, batch_size,"),
+        (["--config=ccnet_world", "--trainer.max_step=1"], "no option --trainer.max_step: did you mean"),
+        (["--config=ccnet_world", "--rundir=x"], "no option --rundir: did you mean --run_dir"),
+        (["--config=ccnet_world", "--ckpt_path"], "argument --ckpt_path: expected one argument"),
+        (["--config=ccnet_world", "--ckpt_path=away.ckpt"], "no checkpoint away.ckpt: give a file"),
+        (["--config=ccnet_world", "--data.batch_size=x"], "--data.batch_size: Expected a <class 'int'>. Got value: x"),
+        (["--config=ccnet_world", "--data.crop=0"], "crop_size must be 1 or above, got 0"),
+        (["--config=ccnet_world", "--model.network.loops=-1"], "loops must not be negative, got -1"),
+        (["--config=ccnet_world", "--model.network.backbone=resnot"], "unknown backbone 'resnot'"),
+        (["--config=ccnet_world", "--trainer.devices=0"], "is not a valid input using cpu accelerator"),
+        (["--config=ccnet_world", "--data.lengths=[4,4,4]"], "the train split has 4 images, fewer than one batch"),
+        (["--config=ccnet_cityscapes", "--trainer.devices=1"], "data.root is not set"),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_names_it(
+    words: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = error_of(capsys, "fit", *words, *([f"--run_dir={tmp_path}"] if words else []))
+    assert (text if words else "gingham fit needs --config FILE, or the name of one: ccnet_ade20k") in error
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+class Unsafe:
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_a_file_that_is_no_checkpoint_is_named_and_not_executed(
+    command: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = (trained / "checkpoints" / "last.ckpt").read_bytes()
+    Path("torn.ckpt").write_bytes(whole[: len(whole) // 2])
+    Path("noise.ckpt").write_bytes(bytes(range(256)))
+    Path("empty.ckpt").write_bytes(b"")
+    torch.save({"state_dict": Unsafe()}, "unsafe.ckpt")
+    torch.save({"weight": torch.ones(1)}, "foreign.ckpt")
+    for name in ("torn", "noise", "empty", "unsafe", "foreign"):
+        error = error_of(capsys, command, "--config=ccnet_world", f"--ckpt_path={name}.ckpt", "--run_dir=away")
+        assert error.startswith(f"{name}.ckpt")
+        assert "checkpoint" in error
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_a_checkpoint_of_another_network_is_one_short_line(
+    command: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = trained / "checkpoints" / "last.ckpt"
+    words = ["--config=ccnet_world", f"--ckpt_path={last}", f"--run_dir={tmp_path}"]
+    error = error_of(capsys, command, *words, "--model.network.head_channels=32")
+    assert error.startswith(f"{last} does not fit the model: 22 of another shape (network.head.conva.0.weight is ")
+    assert "[64, 64, 3, 3] in the file and [32, 64, 3, 3] in the model" in error
+    assert error.endswith("and 19 more)")
+
+
+def test_help_of_training_lists_the_options_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--help"]) == 0
+    assert "--ckpt_path" in capsys.readouterr().out
+    assert main(["fit", "--config", "ccnet_world", "--help"]) == 0
+    text = capsys.readouterr().out
+    for option in ("--run_dir", "--trainer.NAME", "--model.learning_rate", "--data.batch_size"):
+        assert option in text
+    assert "--optimizer." not in text  # the recipe has its own

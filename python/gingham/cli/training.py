@@ -112,7 +112,7 @@ class _CLI(LightningCLI):
             subclass_mode_data=True,
             seed_everything_default=0,
             save_config_callback=None,
-            parser_kwargs={"prog": f"gingham {command}", "default_env": False, "exit_on_error": False},
+            parser_kwargs={"prog": f"gingham {command}", "default_env": False, "exit_on_error": False, "allow_abbrev": False},
             trainer_defaults={"use_distributed_sampler": False},
             args=_with_config_files(words),
             run=False,
@@ -333,7 +333,7 @@ _HELP = """usage: gingham {command} --config NAME [--data.root DIR] [--run_dir D
   --seed_everything N    fit: seed of the weights and of dropout (default 0)
   --trainer.NAME VALUE   any argument of lightning.Trainer: devices, num_nodes, strategy, precision, max_steps,
                          max_epochs, accumulate_grad_batches, val_check_interval, log_every_n_steps, ...
-  --model.NAME VALUE     an option of the recipe; of its network: --model.init_args.network.NAME VALUE
+  --model.NAME VALUE     an option of the recipe; of its network: --model.network.NAME VALUE
   --data.NAME VALUE      an option of the data
   --print_config         print the configuration that results, with every option, and stop
   --debug                show the traceback of errors
