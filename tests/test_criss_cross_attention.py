@@ -11,12 +11,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gingham import info, reference
 from gingham.ops import criss_cross_attention
@@ -138,13 +142,13 @@ def test_weights_of_a_position_sum_to_one_and_stay_on_its_cross(size: tuple[int,
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_second_result_is_the_log_sum_exp_in_the_dtype_of_the_sums(dtype: torch.dtype) -> None:
+def test_the_second_result_is_the_log_sum_exp_in_float64(dtype: torch.dtype) -> None:
     query, key, value, _ = maps(4, 7, dtype=dtype)
     _, lse = operator(query, key, value, 0.7)
     logits = 0.7 * torch.einsum("bcu,bcp->bup", query.double().flatten(2), key.double().flatten(2))
     exact = logits.masked_fill(~crosses((4, 7)), -math.inf).logsumexp(dim=-1).reshape(2, 4, 7)
-    assert lse.dtype == sums_dtype(dtype)
-    torch.testing.assert_close(lse.double(), exact, rtol=1e-5, atol=1e-5)
+    assert lse.dtype == torch.float64
+    torch.testing.assert_close(lse, exact, rtol=1e-5, atol=1e-5)
 
 
 def test_the_written_out_gradients_of_the_oracle_are_those_of_autograd() -> None:
@@ -334,6 +338,43 @@ def test_logits_beyond_the_range_of_half_precision(dtype: torch.dtype) -> None:
     query, key = (60 * x.sign() for x in (query, key))
     results = check(query, key, value, grad)
     assert all(bool(result.isfinite().all()) for result in results)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("magnitude", [60.0, 1000.0])
+def test_large_equal_logits_weigh_the_cross_evenly(dtype: torch.dtype, magnitude: float) -> None:
+    _, _, value, grad = maps(5, 18, dtype=dtype)
+    constant = torch.full((2, 64, 5, 18), magnitude, dtype=dtype)
+    large, even = run(constant, constant, value, grad), run(0 * constant, 0 * constant, value, grad)
+    # Of float64 the log-sum-exp keeps what one float64 has room for.
+    tolerance = 1e-7 if dtype == torch.float64 else 8 * torch.finfo(dtype).eps
+    for got, wanted in ((large[0], even[0]), (large[3], even[3])):
+        torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_row_or_column_may_have_infinitely_small_logits_only(dtype: torch.dtype, transposed: bool) -> None:
+    _, _, value, grad = maps(5, 18, dtype=dtype)
+    query, key = torch.ones(2, 1, 5, 18, dtype=dtype), torch.zeros(2, 1, 5, 18, dtype=dtype)
+    key[:, :, 2] = -math.inf
+    tensors = [x.mT if transposed else x for x in (query, key, value, grad)]
+    output, _, _, grad_value = run(*tensors)
+    exact = reference.criss_cross_attention(*(x.double() for x in tensors[:3]))
+    assert bool(exact.isfinite().all())
+    torch.testing.assert_close(output.double(), exact, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
+    assert bool(grad_value.isfinite().all())
+
+
+def test_a_cross_of_infinitely_small_logits_is_nan() -> None:
+    query, key, value, _ = maps(3, 4)
+    assert bool(criss_cross_attention(query.abs() + 1, 0 * key - math.inf, value).isnan().all())
+
+
+def test_a_scale_of_nothing_does_not_hide_what_is_not_a_number() -> None:
+    query, key, value, _ = maps(3, 4)
+    query[0, 0, 0, 0] = math.nan
+    assert bool(criss_cross_attention(query, key, value, scale=0.0)[0, :, 0, 0].isnan().all())
 
 
 def test_large_logits_pick_one_position() -> None:
@@ -1040,3 +1081,72 @@ def test_cuda_opcheck_and_gradcheck(layout: Callable[[Tensor], Tensor]) -> None:
     torch.library.opcheck(torch.ops.gingham.criss_cross_attention.default, (*leaves, 0.5))
     torch.autograd.gradcheck(criss_cross_attention, leaves)
     torch.autograd.gradgradcheck(criss_cross_attention, leaves)
+
+
+# ------------------------------------------------------------------------------------------------ TF32, without a GPU
+
+MATMUL = torch.backends.cuda.matmul
+TF32_SETTINGS: dict[str, tuple[Callable[[], None], bool]] = {
+    "fp32_precision tf32": (lambda: setattr(MATMUL, "fp32_precision", "tf32"), True),
+    "fp32_precision ieee": (lambda: setattr(MATMUL, "fp32_precision", "ieee"), False),
+    "fp32_precision of all": (lambda: setattr(torch.backends, "fp32_precision", "tf32"), True),
+    "allow_tf32": (lambda: setattr(MATMUL, "allow_tf32", True), True),
+    "not allow_tf32": (lambda: setattr(MATMUL, "allow_tf32", False), False),
+    "high": (lambda: torch.set_float32_matmul_precision("high"), True),
+    "highest": (lambda: torch.set_float32_matmul_precision("highest"), False),
+}
+
+
+@pytest.fixture
+def tf32_undecided() -> Iterator[None]:
+    def reset() -> None:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.fp32_precision = "none"
+        MATMUL.fp32_precision = "none"
+
+    reset()
+    yield
+    reset()
+
+
+class _Calls(TorchDispatchMode):
+    """The allow_tf32 of each call of the operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.allow_tf32: list[bool] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.gingham._criss_cross_attention.default:
+            self.allow_tf32.append(bool(args[4]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("tf32_undecided")
+@pytest.mark.parametrize("setting", TF32_SETTINGS)
+def test_tf32_is_used_for_float32_where_any_of_torchs_settings_allows_it(setting: str) -> None:
+    decide, expected = TF32_SETTINGS[setting]
+    decide()
+    with FakeTensorMode(), _Calls() as calls:  # tensors on a GPU that need not be there
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            x = torch.empty(1, 4, 5, 6, dtype=dtype, device="cuda")
+            criss_cross_attention(x, x, x)
+    assert calls.allow_tf32 == [expected, False, False]
+
+
+@pytest.mark.usefixtures("tf32_undecided")
+def test_compiled_code_follows_torchs_setting_of_tf32() -> None:
+    seen = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        seen.extend(node.args[4] for node in graph.graph.nodes if node.target is operator)
+        return graph
+
+    torch.compiler.reset()
+    compiled = torch.compile(criss_cross_attention, backend=backend, fullgraph=True)
+    with FakeTensorMode(shape_env=ShapeEnv()):
+        x = torch.empty(1, 4, 5, 6, device="cuda")
+        for precision in ("ieee", "tf32", "ieee"):
+            MATMUL.fp32_precision = precision
+            assert compiled(x, x, x).shape == x.shape
+    assert seen == [False, True]

@@ -61,7 +61,7 @@ def run(library: ctypes.CDLL, query: Tensor, key: Tensor, value: Tensor, grad: T
     sizes = (*query.shape[:2], value.shape[1], frames, *query.shape[-2:])
     shape = (ctypes.c_int64 * 6)(*sizes)
     results = [torch.full_like(x, math.nan) for x in (value, query, key, value)]
-    lse = torch.full((query.shape[0], *query.shape[2:]), math.nan)
+    lse = torch.full((query.shape[0], *query.shape[2:]), math.nan, dtype=torch.float64)
     views = [view_of(x) for x in (query, key, value, results[0], grad, *results[1:])]
     for call, count in ((library.forward, 4), (library.backward, 8)):
         assert call(shape, ctypes.c_double(scale), (Map * count)(*views[:count]), ctypes.c_void_p(lse.data_ptr()))

@@ -6,8 +6,8 @@
 //             the same operands, and memory is read in long stretches whichever axis is contiguous;
 //   logits    key x query products give logits^T[j][i] per line, lanes over the queries i, so softmax is lane-wise;
 //   softmax   in place; the first pass (rows, which hold the pixel itself) writes normalised results and the
-//   log-sum-exp
-//             lse; each later pass (diagonal masked) merges: output = output * exp(lse_old - lse) + its own part;
+//             log-sum-exp lse; each later pass (diagonal masked) merges: output = output * exp(lse_old - lse) + its own
+//             part. lse is a double, used as two Sums: next to a large logit a float has no room for log(total);
 //   output    value x probability products, some channels at a time, unpacked into the output.
 // Backward recomputes the probabilities from lse. With delta = sum_c output * grad_output,
 //   dlogits = probability * (value . grad_output - delta) * scale
@@ -51,6 +51,7 @@ struct Pass {
   int64_t lines;        // in one plane
   int64_t group_lines;  // in one group
   int64_t groups_per_plane;
+  bool is_last;  // of a call
 
   int64_t last_lines() const { return lines - (groups_per_plane - 1) * group_lines; }
   int64_t most_lines() const { return larger(groups_per_plane > 1 ? group_lines : 0, last_lines()); }
@@ -109,6 +110,7 @@ Passes make_passes(const CrissCrossShape& shape, bool first, int lanes) {
   if (shape.frames > 1) {
     passes.items[passes.count++] = make_pass(shape, Axis::frame, contiguous_axis(first, Axis::frame), lanes);
   }
+  passes.items[passes.count - 1].is_last = true;
   return passes;
 }
 
@@ -125,7 +127,7 @@ struct Scratch {
   int64_t chunk = 0;         // channels in a panel
   Sum* squares[2] = {};      // [line][stride][stride]
   Sum* panels[2] = {};       // [line][chunk][stride]
-  Sum* line_values[2] = {};  // [line][stride]
+  Sum* line_values[3] = {};  // [line][stride]
   Unit* product = nullptr;   // for multiply
 
   // A multiple of every register block's height, unless there are fewer channels.
@@ -157,6 +159,13 @@ struct Scratch {
     return offset;
   }
 };
+
+// How many threads can have work at a time.
+int64_t most_workers(const Passes& passes, int threads) {
+  int64_t groups = 1;
+  for (int i = 0; i < passes.count; ++i) groups = larger(groups, passes.items[i].groups());
+  return smaller(groups, threads);
+}
 
 template <class U>
 size_t scratch_size(const CrissCrossShape& shape, const Passes& passes, int squares) {
@@ -215,13 +224,13 @@ void run_passes(const CrissCrossShape& shape, const Passes& passes, int threads,
 
 // ---------------------------------------------------------------------------------------------- steps of a pass
 
-// squares[line][j][i] = sum over channels of left[c, j] * right[c, i].
 template <class E>
 LineView<E> from_channel(LineView<E> view, int64_t channel) {
   view.data += channel * view.channel_stride;
   return view;
 }
 
+// squares[line][j][i] = sum over channels of left[c, j] * right[c, i].
 template <class U, class E>
 void correlate(LineView<const E> left, LineView<const E> right, int64_t channels, const LineGroup& group,
                Contiguous contiguous, const Scratch<U>& scratch, typename U::Sum* squares) {
@@ -322,7 +331,7 @@ void transpose_square(Sum* square, int64_t stride) {
 template <class Sum>
 Sum mask_logits(Sum* square, Sum scale, bool keep_diagonal, int64_t length, int64_t stride) {
   if (scale == 0) {
-    __builtin_memset(square, 0, size_t(length * stride) * sizeof(*square));
+    for (int64_t i = 0; i < length * stride; ++i) square[i] *= 0;  // what is not finite becomes NaN
     scale = 1;
   }
   const Sum masked = scale > 0 ? -HUGE_VAL : HUGE_VAL;
@@ -348,13 +357,33 @@ void gather(LineView<const Sum> values, Sum* lines, const LineGroup& group, int6
   }
 }
 
+// The same of lse, as the sum of two numbers.
+template <class Sum>
+void gather_lse(LineView<const double> lse, Sum* high, Sum* low, const LineGroup& group, int64_t stride) {
+  for (int64_t g = 0; g < group.lines; ++g) {
+    for (int64_t p = 0; p < stride; ++p) {
+      const double x = p < group.length ? lse.data[g * lse.line_stride + p * lse.position_stride] : 0;
+      high[g * stride + p] = Sum(x);
+      low[g * stride + p] = std::isfinite(Sum(x)) ? Sum(x - double(Sum(x))) : Sum(0);
+    }
+  }
+}
+
 // ---------------------------------------------------------------------------------------------- forward
 
+// Which part of the joint softmax a pass is.
+struct Turn {
+  bool first;  // nothing to merge with yet
+  bool last;
+};
+
 // logits^T[j][i] of one line -> probabilities^T, scaled so that they sum to one together with what the passes before
-// contributed: `weights` receives the factor by which the output so far shrinks. lse is read (unless `first`) and
-// replaced by the joint log-sum-exp.
+// contributed, whose log-sum-exp is high + low: `weights` receives the factor by which the output so far shrinks, and
+// lse[i * lse_stride] the joint log-sum-exp. A line may have none but infinitely small logits as long as the last pass
+// has seen others: a cross without any is NaN.
 template <class Sum>
-void softmax_line(Sum* logits, Sum* lse, Sum* weights, Sum scale, bool first, int64_t length, int64_t stride) {
+void softmax_line(Sum* logits, const Sum* high, const Sum* low, Sum* weights, double* lse, int64_t lse_stride,
+                  Sum scale, Turn turn, int64_t length, int64_t stride) {
   constexpr int kN = kLanes<Sum>;
   for (int64_t i = 0; i < length; i += kN) {
     Vector<Sum> top = load(logits + i) * scale;
@@ -363,25 +392,26 @@ void softmax_line(Sum* logits, Sum* lse, Sum* weights, Sum scale, bool first, in
       store(logits + j * stride + i, logit);
       top = maximum<Sum>(logit, top);
     }
-    Vector<Sum> before{};
-    if (!first) {
-      before = load(lse + i);
-      top = maximum<Sum>(top, before);
-    }
+    if (!turn.first) top = maximum<Sum>(top, load(high + i));
+    const Vector<Sum> base = (top == Sum(-HUGE_VAL)) ? Vector<Sum>{} : top;
     Vector<Sum> total{};
     for (int64_t j = 0; j < length; ++j) {
-      const Vector<Sum> p = exponential(load(logits + j * stride + i) - top);
+      const Vector<Sum> p = exponential(load(logits + j * stride + i) - base);
       store(logits + j * stride + i, p);
       total += p;
     }
-    if (!first) {
-      before = exponential(before - top);
+    Vector<Sum> before{};
+    if (!turn.first) {
+      before = exponential((load(high + i) - base) + load(low + i));
       total += before;
     }
-    const Vector<Sum> factor = Sum(1) / total;
+    Vector<Sum> factor = Sum(1) / total;
+    if (!turn.last) factor = (total == Sum(0)) ? Vector<Sum>{} : factor;
     for (int64_t j = 0; j < length; ++j) store(logits + j * stride + i, load(logits + j * stride + i) * factor);
     store(weights + i, before * factor);
-    for (int64_t lane = 0; lane < smaller(kN, length - i); ++lane) lse[i + lane] = top[lane] + std::log(total[lane]);
+    for (int64_t lane = 0; lane < smaller(kN, length - i); ++lane) {
+      lse[(i + lane) * lse_stride] = double(base[lane]) + double(std::log(total[lane]));
+    }
   }
 }
 
@@ -395,29 +425,30 @@ void forward_group(const CrissCrossForward& call, const Pass& pass, bool channel
   scratch.lay_out(call.shape, pass, 1, memory);
   const LineGroup group = pass.group(call.shape, index);
   const Contiguous contiguous = contiguous_axis(channels_are_first, pass.axis);
-  const bool first = pass.axis == Axis::row;
+  const Turn turn{pass.axis == Axis::row, pass.is_last};
   const int64_t stride = scratch.stride;
-  Sum *logits = scratch.squares[0], *lse = scratch.line_values[0], *weights = scratch.line_values[1];
+  Sum *logits = scratch.squares[0], *weights = scratch.line_values[0];
+  Sum *lse_high = scratch.line_values[1], *lse_low = scratch.line_values[2];
 
   correlate<U, E>(view_lines<const E>(call.key, pass.axis, group), view_lines<const E>(call.query, pass.axis, group),
                   call.shape.key_channels, group, contiguous, scratch, logits);
 
-  const LineView<Sum> stored = position_values(static_cast<Sum*>(call.lse), call.shape, pass.axis, group);
-  if (!first) gather<Sum>({stored.data, 0, stored.line_stride, stored.position_stride}, lse, group, stride);
+  const LineView<double> lse = position_values(call.lse, call.shape, pass.axis, group);
+  if (!turn.first) {
+    gather_lse<Sum>({lse.data, 0, lse.line_stride, lse.position_stride}, lse_high, lse_low, group, stride);
+  }
   for (int64_t g = 0; g < group.lines; ++g) {
     Sum* square = logits + g * stride * stride;
-    const Sum scale = mask_logits(square, Sum(call.scale), first, group.length, stride);
-    softmax_line(square, lse + g * stride, weights + g * stride, scale, first, group.length, stride);
+    const Sum scale = mask_logits(square, Sum(call.scale), turn.first, group.length, stride);
+    softmax_line(square, lse_high + g * stride, lse_low + g * stride, weights + g * stride,
+                 lse.data + g * lse.line_stride, lse.position_stride, scale, turn, group.length, stride);
     to_units<U>(square, reinterpret_cast<Unit*>(square), group.length, stride);
-    for (int64_t p = 0; p < group.length; ++p) {
-      stored.data[g * stored.line_stride + p * stored.position_stride] = lse[g * stride + p];
-    }
   }
 
   const auto value = view_lines<const E>(call.value, pass.axis, group);
   const auto output = view_lines<E>(call.output, pass.axis, group);
   const Unit* probabilities = reinterpret_cast<const Unit*>(logits);
-  if (first) {
+  if (turn.first) {
     aggregate<U, Merge::write>(value, probabilities, output, weights, call.shape.value_channels, group, contiguous,
                                scratch);
   } else {
@@ -465,12 +496,12 @@ void delta_row(const CrissCrossBackward& call, bool channels_are_first, int64_t 
 
 // logits^T -> probabilities^T, and products^T[j][i] = value_j . grad_output_i -> dlogits^T.
 template <class Sum>
-void softmax_backward_line(Sum* logits, Sum* products, const Sum* lse, const Sum* delta, Sum scale, Sum outer_scale,
-                           int64_t length, int64_t stride) {
+void softmax_backward_line(Sum* logits, Sum* products, const Sum* lse_high, const Sum* lse_low, const Sum* delta,
+                           Sum scale, Sum outer_scale, int64_t length, int64_t stride) {
   for (int64_t i = 0; i < length; i += kLanes<Sum>) {
-    const Vector<Sum> lse_i = load(lse + i), delta_i = load(delta + i);
+    const Vector<Sum> high = load(lse_high + i), low = load(lse_low + i), delta_i = load(delta + i);
     for (int64_t j = 0; j < length; ++j) {
-      const Vector<Sum> p = exponential(load(logits + j * stride + i) * scale - lse_i);
+      const Vector<Sum> p = exponential((load(logits + j * stride + i) * scale - high) - low);
       store(logits + j * stride + i, p);
       store(products + j * stride + i, p * (load(products + j * stride + i) - delta_i) * outer_scale);
     }
@@ -495,15 +526,15 @@ void backward_group(const CrissCrossBackward& call, const typename U::Sum* delta
   correlate<U, E>(lines(call.key), lines(call.query), key_channels, group, contiguous, scratch, logits);
   correlate<U, E>(lines(call.value), lines(call.grad_output), value_channels, group, contiguous, scratch, dlogits);
 
-  Sum *lse_lines = scratch.line_values[0], *delta_lines = scratch.line_values[1];
-  gather<Sum>(position_values(static_cast<const Sum*>(call.lse), call.shape, pass.axis, group), lse_lines, group,
-              stride);
+  Sum *delta_lines = scratch.line_values[0], *lse_high = scratch.line_values[1], *lse_low = scratch.line_values[2];
+  gather_lse<Sum>(position_values(call.lse, call.shape, pass.axis, group), lse_high,
+                  lse_low, group, stride);
   gather<Sum>(position_values(delta, call.shape, pass.axis, group), delta_lines, group, stride);
   for (int64_t g = 0; g < group.lines; ++g) {
     Sum* square = logits + g * area;
     const Sum scale = mask_logits(square, Sum(call.scale), pass.axis == Axis::row, group.length, stride);
-    softmax_backward_line(square, dlogits + g * area, lse_lines + g * stride, delta_lines + g * stride, scale,
-                          Sum(call.scale), group.length, stride);
+    softmax_backward_line(square, dlogits + g * area, lse_high + g * stride, lse_low + g * stride,
+                          delta_lines + g * stride, scale, Sum(call.scale), group.length, stride);
     transpose_square(square, stride);
     to_units<U>(square, reinterpret_cast<Unit*>(square), group.length, stride);
   }
@@ -558,12 +589,13 @@ struct Kernel {
 
   static size_t workspace(const CrissCrossForward& call, int threads) {
     if (is_empty(call.shape)) return 0;
-    return size_t(threads) * scratch_size<U>(call.shape, passes_of(call.shape, is_first(call)), 1);
+    const Passes passes = passes_of(call.shape, is_first(call));
+    return size_t(most_workers(passes, threads)) * scratch_size<U>(call.shape, passes, 1);
   }
   static size_t workspace(const CrissCrossBackward& call, int threads) {
     if (is_empty(call.shape)) return 0;
-    return delta_size(call.shape) +
-           size_t(threads) * scratch_size<U>(call.shape, passes_of(call.shape, is_first(call)), 2);
+    const Passes passes = passes_of(call.shape, is_first(call));
+    return delta_size(call.shape) + size_t(most_workers(passes, threads)) * scratch_size<U>(call.shape, passes, 2);
   }
 
   static void run_forward(const CrissCrossForward& call, int threads, void* workspace, ParallelFor parallel_for) {

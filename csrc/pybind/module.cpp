@@ -39,7 +39,7 @@ gingham::CrissCrossForward criss_cross_call(const std::array<int64_t, 6>& shape,
   call.key = view_of(key, call.dtype);
   call.value = view_of(value, call.dtype);
   call.output = view_of(output, call.dtype);
-  call.lse = reinterpret_cast<void*>(lse);
+  call.lse = reinterpret_cast<double*>(lse);
   return call;
 }
 

@@ -39,10 +39,10 @@ void check_like(const Tensor& tensor, const Tensor& like, const char* message) {
   require(same, message);
 }
 
-// The log-sum-exp: [B, (T,) H, W], contiguous, of the dtype in which sums are held.
+// The log-sum-exp: float64 [B, (T,) H, W], contiguous.
 struct LseLayout {
   int64_t dim, sizes[4], strides[4];
-  int32_t dtype;
+  int32_t dtype = aoti_torch_dtype_float64();
 
   explicit LseLayout(const Tensor& value) : dim(value.dim() - 1) {
     int64_t step = 1;
@@ -51,7 +51,6 @@ struct LseLayout {
       strides[d] = step;
       step *= sizes[d] > 0 ? sizes[d] : 1;
     }
-    dtype = dtype_of(value) == DType::float64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
   }
 };
 
@@ -88,7 +87,7 @@ void forward(StableIValue* stack, uint64_t, uint64_t) {
   Tensor output = empty_map(value.sizes(), value, channels_last);
   Tensor lse = Tensor::empty(layout.dim, layout.sizes, layout.strides, layout.dtype, value);
   call.output = write_view(output);
-  call.lse = lse.mutable_data();
+  call.lse = static_cast<double*>(lse.mutable_data());
   if constexpr (cuda) {
 #if defined(GINGHAM_CUDA)
     const CudaScope scope(value);
@@ -121,7 +120,7 @@ void backward(StableIValue* stack, uint64_t, uint64_t) {
   call.value = read_view(native_map(value, channels_last, copies[2]));
   call.output = read_view(native_map(output, channels_last, copies[3]));
   call.grad_output = read_view(native_map(grad, channels_last, copies[4]));
-  call.lse = native_lse(lse, value, lse_copy).data();
+  call.lse = static_cast<const double*>(native_lse(lse, value, lse_copy).data());
   Tensor grad_query = empty_map(query.sizes(), query, channels_last);
   Tensor grad_key = empty_map(key.sizes(), key, channels_last);
   Tensor grad_value = empty_map(value.sizes(), value, channels_last);

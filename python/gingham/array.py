@@ -65,8 +65,7 @@ def _run(module: Any, query: Any, key: Any, value: Any, scale: float, out: Any, 
     maps = [_native(module, x, channels_last) for x in (query, key, value)]
     result = _empty_map(module, value, channels_last) if out is None or not _fits(out, channels_last) else out
     if result.size:
-        lse_dtype = np.float64 if value.dtype == np.float64 else np.float32
-        lse = module.empty((value.shape[0], *value.shape[2:]), dtype=lse_dtype)
+        lse = module.empty((value.shape[0], *value.shape[2:]), dtype=np.float64)
         code = _DTYPES[value.dtype.name]
         views = [_view(module, x) for x in (*maps, result)]
         if module is np:

@@ -42,7 +42,7 @@ bool with_scratch(size_t size, Run run) {
 extern "C" {
 
 // maps: query, key, value, output
-bool forward(const int64_t* shape, double scale, const Map* maps, void* lse) {
+bool forward(const int64_t* shape, double scale, const Map* maps, double* lse) {
   gingham::CrissCrossForward call;
   call.shape = shape_of(shape);
   call.dtype = gingham::DType::bfloat16;
@@ -57,7 +57,7 @@ bool forward(const int64_t* shape, double scale, const Map* maps, void* lse) {
 }
 
 // maps: query, key, value, output, grad_output, grad_query, grad_key, grad_value
-bool backward(const int64_t* shape, double scale, const Map* maps, const void* lse) {
+bool backward(const int64_t* shape, double scale, const Map* maps, const double* lse) {
   gingham::CrissCrossBackward call;
   call.shape = shape_of(shape);
   call.dtype = gingham::DType::bfloat16;

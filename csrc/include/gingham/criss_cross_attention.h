@@ -21,13 +21,13 @@ struct CrissCrossShape {
 
 // query, key, value, output share one dtype and one layout: either every column_stride is 1 (channels first) or every
 // channel_stride is 1 (channels last); the other strides are free. lse is [batch, frames, rows, columns], contiguous,
-// float32 (float64 when the dtype is float64).
+// float64 whatever the dtype: beside a large logit float32 has no room for the logarithm of the sum.
 struct CrissCrossForward {
   CrissCrossShape shape;
   DType dtype = DType::float32;
   double scale = 1.0;
   MapView query, key, value, output;
-  void* lse = nullptr;
+  double* lse = nullptr;
 };
 
 // The gradients are written, not accumulated into; they have the layout of the inputs.
@@ -36,7 +36,7 @@ struct CrissCrossBackward {
   DType dtype = DType::float32;
   double scale = 1.0;
   MapView query, key, value, output, grad_output;
-  const void* lse = nullptr;
+  const double* lse = nullptr;
   MapView grad_query, grad_key, grad_value;
 };
 

@@ -58,7 +58,7 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: f
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             query, key, value = cast(query, dtype), cast(key, dtype), cast(value, dtype)
-        allow_tf32 = value.is_cuda and torch.backends.cuda.matmul.allow_tf32
+        allow_tf32 = value.is_cuda and value.dtype == torch.float32 and _tf32_is_allowed()
         if torch.compiler.is_compiling():
             _check(query, key, value, scale)
             return _forward(query, key, value, scale, allow_tf32)[0]
@@ -70,6 +70,16 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: f
     except (RuntimeError, TypeError, AttributeError):
         _check(query, key, value, scale)  # says what is wrong with the arguments, if that is the reason
         raise
+
+
+def _tf32_is_allowed() -> bool:
+    # Not matmul.allow_tf32, which raises once the setting was made by this name; this one knows of both.
+    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+
+# torch.compile cannot trace it, but compiles anew when the setting changes. What torch.compiler.assume_constant_result
+# sets, without the second that importing torch._dynamo takes.
+_tf32_is_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
@@ -126,8 +136,7 @@ def _is_channels_last(value: Tensor) -> bool:  # as csrc/torch/tensor.h decides
 
 def _fake_forward(query: Tensor, key: Tensor, value: Tensor, scale: float, allow_tf32: bool = False) -> Any:
     _check(query, key, value, scale)
-    sums = torch.float64 if value.dtype == torch.float64 else torch.float32
-    lse = value.new_empty(value.shape[0], *value.shape[2:], dtype=sums)
+    lse = value.new_empty(value.shape[0], *value.shape[2:], dtype=torch.float64)
     return _empty_map(value.shape, value, _is_channels_last(value)), lse
 
 
