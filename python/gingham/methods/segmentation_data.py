@@ -115,6 +115,25 @@ class ShareOfItems(Sampler[int]):
         return iter(self.indices)
 
 
+class FilledUp(Dataset[SegmentationItem]):
+    """A data set of at least `length` items; those that it has not got are copies of its first without any label.
+
+    With as many items as processes, every process has one: those without would leave the others waiting.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, length: int) -> None:
+        self.dataset, self.length = dataset, length
+
+    def __len__(self) -> int:
+        return max(len(self.dataset), self.length)
+
+    def __getitem__(self, index: int) -> SegmentationItem:
+        if index < len(self.dataset):
+            return self.dataset[index]
+        item = self.dataset[0]
+        return {**item, "label": torch.full_like(item["label"], self.dataset.ignore_index)}
+
+
 def _own_generator() -> torch.Generator:
     # A loader draws a seed for its workers each time it starts. From torch's own generator, that would shift dropout,
     # and a resumed run starts its loaders at other moments.
@@ -133,12 +152,13 @@ class SegmentationData(lightning.LightningDataModule):
         scales: (low, high, step) of the random scale, or None.
         normalization: "imagenet" (RGB, mean and standard deviation) or "bgr" (BGR minus mean, as the official weights).
         workers: processes that load data.
-        seed: of order and augmentation.
+        seed: of order and augmentation, any whole number.
         lengths: "wardrobe" only: scenes in train, val and test.
         world_labels: read "cityscapes" files as the embedded world, written with `write_cityscapes`.
 
     Raises:
-        DataError: `root` is missing, or not what the reader expects.
+        ValueError: a number outside its range.
+        DataError: when a split is opened: `root` is missing, or not what the reader expects.
     """
 
     def __init__(
@@ -156,6 +176,14 @@ class SegmentationData(lightning.LightningDataModule):
         world_labels: bool = False,
     ) -> None:
         super().__init__()
+        for option, value, least in (
+            ("batch_size", batch_size, 1),
+            ("evaluation_batch_size", evaluation_batch_size, 1),
+            ("workers", workers, 0),
+            ("lengths", min(lengths), 0),
+        ):
+            if value < least:
+                raise ValueError(f"{option} must be {least} or more, got {value}")
         self.name: DatasetName = name
         self.root, self.seed, self.workers = root, seed, workers
         self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
@@ -221,15 +249,11 @@ class SegmentationData(lightning.LightningDataModule):
         return DataLoader(items, batch_sampler=batches, num_workers=self.workers, generator=_own_generator())
 
     def _evaluation_loader(self, split: str) -> DataLoader[SegmentationItem]:
-        dataset = self.dataset(split)
-        share = ShareOfItems(len(dataset), *self._process())
-        return DataLoader(
-            dataset,
-            self.evaluation_batch_size,
-            sampler=share,
-            num_workers=self.workers,
-            generator=_own_generator(),
-        )
+        rank, world_size = self._process()
+        items = FilledUp(self.dataset(split), world_size)
+        share = ShareOfItems(len(items), rank, world_size)
+        size, workers = self.evaluation_batch_size, self.workers
+        return DataLoader(items, size, sampler=share, num_workers=workers, generator=_own_generator())
 
     def val_dataloader(self) -> DataLoader[SegmentationItem]:
         return self._evaluation_loader("val")

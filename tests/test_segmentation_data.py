@@ -1,0 +1,132 @@
+"""Which images a training sees, in which order, and how they are shared out."""
+
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("lightning")
+from gingham.data import CueScenes
+from gingham.data.wardrobe import write_cityscapes
+from gingham.errors import DataError
+from gingham.methods.segmentation_data import EpochBatches, FilledUp, SeededItems, SegmentationData, ShareOfItems
+
+
+def small(**options: object) -> SegmentationData:
+    return SegmentationData(crop=64, scales=None, lengths=(7, 3, 2), **options)  # type: ignore[arg-type]
+
+
+def trained(batches: int) -> SimpleNamespace:
+    """What `SegmentationData` asks a trainer for."""
+    progress = SimpleNamespace(total=SimpleNamespace(processed=batches))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    return SimpleNamespace(fit_loop=loop, global_rank=0, world_size=1)
+
+
+def test_an_epoch_is_a_permutation_and_the_next_another() -> None:
+    batches = EpochBatches(12, 3, seed=5)
+    first = [position for batch in batches for position in batch]
+    assert {epoch for epoch, _ in first} == {0}
+    assert sorted(index for _, index in first) == list(range(12))
+    assert list(batches) == list(EpochBatches(12, 3, seed=5))
+    second = [index for batch in EpochBatches(12, 3, 5, trained=lambda: 4) for _, index in batch]
+    assert sorted(second) == list(range(12))
+    assert second != [index for _, index in first]
+    assert [index for batch in EpochBatches(12, 3, seed=6) for _, index in batch] != [index for _, index in first]
+
+
+def test_a_pass_begins_after_the_batches_that_were_trained() -> None:
+    epochs = [list(EpochBatches(10, 3, 1, trained=lambda e=e: 3 * e)) for e in range(3)]  # type: ignore[misc]
+    run = [batch for epoch in epochs for batch in epoch]
+    for done in range(7):
+        assert list(EpochBatches(10, 3, 1, trained=lambda done=done: done)) == run[done : done + 3]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_every_batch_without_overlap(world_size: int) -> None:
+    shares = [list(EpochBatches(25, 4, 3, rank, world_size)) for rank in range(world_size)]
+    assert {len(share) for share in shares} == {25 // (4 * world_size)}
+    together = [[position for share in shares for position in share[batch]] for batch in range(len(shares[0]))]
+    assert together == list(EpochBatches(25, 4 * world_size, 3))
+
+
+@pytest.mark.parametrize(("length", "world_size"), [(9, 2), (5, 5), (2, 4), (7, 1)])
+def test_every_item_is_evaluated_once_and_no_process_goes_empty(length: int, world_size: int) -> None:
+    items = FilledUp(CueScenes("val", length), world_size)
+    shares = [list(ShareOfItems(len(items), rank, world_size)) for rank in range(world_size)]
+    assert all(shares)
+    counted = [i for share in shares for i in share if (items[i]["label"] != 255).any()]
+    assert sorted(counted) == list(range(length))
+
+
+@pytest.mark.parametrize("seed", [0, 20240101, 2**62, -3])
+def test_augmentation_follows_from_seed_epoch_and_index(seed: int) -> None:
+    data = SegmentationData(crop=32, scales=(0.5, 2.0, 0.1), lengths=(2, 1, 1), seed=seed)
+    items = SeededItems(data.dataset("train"), seed)
+    torch.manual_seed(1)
+    first = items[(3, 1)]["image"]
+    before = torch.get_rng_state()
+    again = items[(3, 1)]["image"]
+    assert torch.equal(torch.get_rng_state(), before)  # the run's own generator is left alone
+    assert torch.equal(first, again)
+    others = [items[(4, 1)], SeededItems(data.dataset("train"), seed + 1)[(3, 1)]]
+    assert not any(torch.equal(first, other["image"]) for other in others)
+    assert len(list(EpochBatches(6, 2, seed, trained=lambda: 10))) == 3
+
+
+def test_a_checkpoint_holds_how_many_batches_were_trained() -> None:
+    data = small(batch_size=2)
+    data.trainer = trained(4)  # type: ignore[assignment]
+    state = data.state_dict()
+    assert state == {"trained": 4}
+    resumed = small(batch_size=2)
+    resumed.trainer = trained(0)  # type: ignore[assignment]  # Lightning restores its own count later
+    resumed.load_state_dict(state)
+    rest = [batch["name"] for batch in resumed.train_dataloader()]
+    assert rest == [batch["name"] for batch in data.train_dataloader()]
+    assert rest != [batch["name"] for batch in small(batch_size=2).train_dataloader()]
+
+
+def test_a_training_batch_is_augmented_and_an_evaluation_batch_is_whole() -> None:
+    data = SegmentationData(batch_size=2, crop=(32, 48), scales=(0.5, 1.0, 0.5), lengths=(4, 3, 2))
+    (batch,) = islice(data.train_dataloader(), 1)
+    assert batch["image"].shape == (2, 3, 32, 48)
+    assert batch["label"].shape == (2, 32, 48)
+    assert [item["image"].shape for item in data.val_dataloader()] == [(1, 3, 64, 64)] * 3
+    assert len(data.test_dataloader()) == 2
+
+
+def test_every_world_has_its_splits_and_classes(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("val", 2), ("test", 1)):
+        write_cityscapes(tmp_path, CueScenes(split, count))
+    world = SegmentationData("cityscapes", str(tmp_path), world_labels=True)
+    assert [len(world.dataset(split)) for split in ("train", "val", "test")] == [3, 2, 1]
+    assert world.dataset("val") is world.dataset("val")
+    assert world.label_space() == small().label_space() == world.dataset("train").labels
+    names = ("wardrobe", "cityscapes", "ade20k", "voc")
+    assert [SegmentationData(name).label_space().num_classes for name in names] == [7, 19, 150, 21]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["cityscapes", "ade20k", "voc"])
+def test_a_missing_folder_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"--data\.root DIR"):
+        SegmentationData(name).dataset("train")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="nowhere"):
+        SegmentationData(name, str(tmp_path / "nowhere")).dataset("val")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 0}, {"evaluation_batch_size": 0}, {"workers": -1}, {"lengths": (1, 1, -1)}]
+)
+def test_numbers_outside_their_range_are_named(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(options))} must be "):
+        SegmentationData(**options)  # type: ignore[arg-type]
+
+
+def test_too_few_images_for_a_batch() -> None:
+    with pytest.raises(DataError, match="the train split has 7 images, fewer than one batch"):
+        small(batch_size=8).train_dataloader()
+    with pytest.raises(DataError, match="the val split of wardrobe has no images"):
+        SegmentationData(lengths=(1, 0, 0)).setup("fit")
