@@ -10,12 +10,13 @@ from gingham.errors import DataError
 
 
 class SegmentationScores(NamedTuple):
-    """Scores in [0, 1]."""
+    """Scores in [0, 1], and what they rest on."""
 
     miou: Tensor  # scalar, mean of iou over classes
     iou: Tensor  # [K], NaN for classes left out of the mean
     pixel_accuracy: Tensor  # scalar, share of correct pixels
     mean_accuracy: Tensor  # scalar, mean over classes of the share of correct pixels
+    labelled_pixels: Tensor  # scalar, how many pixels counted; no score means anything where there are none
 
 
 class SegmentationMeter(Metric):
@@ -87,5 +88,5 @@ class SegmentationMeter(Metric):
             iou = iou.masked_fill(union == 0, torch.nan)
             accuracy = accuracy.masked_fill(labelled == 0, torch.nan)
         pixel_accuracy = hits.sum() / confusion.sum().clamp(min=1)
-        scores = (iou.nanmean(), iou, pixel_accuracy, accuracy.nanmean())
-        return SegmentationScores(*(score.float() for score in scores))
+        scores = (iou.nanmean().float(), iou.float(), pixel_accuracy.float(), accuracy.nanmean().float())
+        return SegmentationScores(*scores, self.confusion.sum())

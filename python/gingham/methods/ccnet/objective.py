@@ -22,7 +22,10 @@ class HardPixels:
     Args:
         threshold: pixels whose true class has at most this probability are hard, in [0, 1].
         min_kept: the threshold rises until about this many pixels of the mini-batch of one process are kept.
-        shrink: the threshold is found on maps shrunk by this factor.
+        shrink: the threshold is found on maps shrunk by this factor, 1 or more.
+
+    Raises:
+        ValueError: a number outside its range.
 
     Source: the official code, with the values of its README (not the defaults of its train.py).
     """
@@ -30,6 +33,14 @@ class HardPixels:
     threshold: float = 0.7
     min_kept: int = 100_000
     shrink: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be between 0 and 1, got {self.threshold}")
+        if self.min_kept < 0:
+            raise ValueError(f"min_kept must not be negative, got {self.min_kept}")
+        if self.shrink < 1:
+            raise ValueError(f"shrink must be 1 or more, got {self.shrink}")
 
 
 class CategoryConsistentLoss(NamedTuple):

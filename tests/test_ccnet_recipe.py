@@ -1,0 +1,241 @@
+"""CCNet's recipe under Lightning's trainer: schedule, groups, evaluation, and what it refuses."""
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+pytest.importorskip("lightning")
+import lightning
+
+from gingham.errors import CheckpointError, DataError
+from gingham.methods.ccnet.objective import HardPixels
+from gingham.methods.ccnet.recipe import CCNetRecipe
+from gingham.methods.segmentation_data import SegmentationData
+
+NETWORK: dict[str, Any] = {
+    "backbone": "small",
+    "num_classes": 7,
+    "head_channels": 8,
+    "auxiliary": False,
+    "output_stride": 4,
+    "backbone_options": {"widths": [4, 4, 4]},
+}
+
+
+def trainer(folder: Path, **options: Any) -> lightning.Trainer:
+    warnings.filterwarnings("ignore")
+    silent = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    defaults = {
+        "devices": 1,
+        "default_root_dir": folder,
+        "enable_checkpointing": False,
+        "use_distributed_sampler": False,
+    }
+    return lightning.Trainer(**silent, **defaults | options)
+
+
+def data(**options: Any) -> SegmentationData:
+    return SegmentationData(**{"batch_size": 2, "crop": 64, "scales": None, "lengths": (6, 3, 3)} | options)
+
+
+def items(count: int, size: int = 24) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {
+            "image": torch.randn(3, size, size, generator=generator),
+            "label": torch.randint(0, 7, (size, size), generator=generator),
+        }
+        for _ in range(count)
+    ]
+
+
+class Rates(lightning.Callback):
+    """The learning rates of each step: of the network and of gamma."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[float]] = []
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self.seen.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_any_loader_of_images_and_labels_will_do(tmp_path: Path) -> None:
+    recipe = CCNetRecipe(NETWORK)
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(recipe, DataLoader(items(4), 2), DataLoader(items(2)))
+    names = {"loss", "val_miou", "val_pixel_accuracy", "val_mean_accuracy", *(f"val_iou/{i:02d}" for i in range(7))}
+    assert set(run.callback_metrics) == names
+    (scores,) = run.test(recipe, DataLoader(items(2)), verbose=False)
+    assert set(scores) == {name.replace("val", "test") for name in names - {"loss"}}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_learning_rates_rise_and_fall_as_the_paper_has_it(tmp_path: Path) -> None:
+    rates = Rates()
+    recipe = CCNetRecipe(NETWORK, learning_rate=0.01, warmup_steps=4, gamma_rate=10.0)
+    trainer(tmp_path, max_epochs=4, callbacks=[rates], limit_val_batches=0).fit(recipe, data())
+    total = 12  # 4 epochs of 3 batches
+    expected = [0.01 * min(1, (t + 1) / 4) * (1 - t / total) ** 0.9 for t in range(total)]
+    assert [network for network, _ in rates.seen] == pytest.approx(expected)
+    assert [gamma for _, gamma in rates.seen] == pytest.approx([10 * rate for rate in expected])
+    groups = recipe.trainer.optimizers[0].param_groups
+    assert [len(group["params"]) for group in groups] == [len(list(recipe.parameters())) - 1, 1]
+    assert groups[0]["momentum"] == 0.9
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_accumulation_counts_as_one_step_of_the_schedule(tmp_path: Path) -> None:
+    rates = Rates()
+    run = trainer(tmp_path, max_epochs=2, callbacks=[rates], limit_val_batches=0, accumulate_grad_batches=3)
+    run.fit(CCNetRecipe(NETWORK, learning_rate=1e-3), data())
+    assert [network for network, _ in rates.seen] == pytest.approx([1e-3] * 3 + [1e-3 * 0.5**0.9] * 3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_adamw_and_no_attention_have_one_group(tmp_path: Path) -> None:
+    recipe = CCNetRecipe(NETWORK | {"loops": 0}, optimizer="adamw")
+    trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(recipe, data())
+    (optimizer,) = recipe.trainer.optimizers
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("options", [{}, {"evaluation": "sliding", "tile": 32}, {"scales": (0.5, 1.0), "flip": True}])
+def test_scores_do_not_depend_on_the_batch_size(tmp_path: Path, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    recipe = CCNetRecipe(NETWORK, **options)
+    recipe.network.head.bottleneck[-1].weight.data.normal_()  # all classes occur
+    one, three = (
+        trainer(tmp_path).validate(recipe, datamodule=data(evaluation_batch_size=size), verbose=False)[0]
+        for size in (1, 3)
+    )
+    assert one == pytest.approx(three, abs=1e-4)
+    assert one["val_miou"] > 0
+
+
+def test_sliding_and_whole_evaluation_are_what_they_are_called() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(1, 3, 48, 48)
+    whole = CCNetRecipe(NETWORK).eval()
+    weights = whole.state_dict()
+    results = {}
+    for name, options in {"tile": {"tile": 48}, "tiles": {"tile": 32}}.items():
+        recipe = CCNetRecipe(NETWORK, evaluation="sliding", **options).eval()
+        recipe.load_state_dict(weights)
+        results[name] = recipe(images)
+    assert results["tile"].shape == (1, 7, 48, 48)
+    torch.testing.assert_close(results["tile"], whole(images))
+    assert not torch.allclose(results["tiles"], whole(images))
+    flipped = CCNetRecipe(NETWORK, flip=True).eval()
+    flipped.load_state_dict(weights)
+    torch.testing.assert_close(flipped(images), (whole(images) + whole(images.flip(-1)).flip(-1)) / 2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_category_consistent_loss_is_added_with_its_weights() -> None:
+    (item,) = items(1)
+    batch: Any = {name: value[None] for name, value in item.items()}
+    losses = {}
+    for weights in ((0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (2.0, 0.0, 0.0)):
+        torch.manual_seed(0)
+        recipe = CCNetRecipe(NETWORK | {"category_channels": 4, "dropout": 0.0}, category_weights=weights)
+        for parameter in recipe.network.category_projection.parameters():
+            parameter.data *= 20  # features far apart
+        losses[weights[0]] = recipe.training_step(batch, 0).item()
+    assert losses[1.0] > losses[0.0]
+    assert losses[2.0] - losses[0.0] == pytest.approx(2 * (losses[1.0] - losses[0.0]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "sgdx"},
+        {"learning_rate": -1.0},
+        {"learning_rate": math.nan},
+        {"weight_decay": -0.1},
+        {"power": -1.0},
+        {"warmup_steps": -1},
+        {"gamma_rate": -1.0},
+        {"auxiliary_weight": -0.1},
+        {"category_weights": (1.0, 1.0, 0.001)},  # without category_channels
+        {"evaluation": "both"},
+        {"tile": 0},
+        {"scales": ()},
+        {"scales": (1.0, 0.0)},
+        {"report_classes": (7,)},
+        {"report_classes": (-1,)},
+    ],
+    ids=str,
+)
+def test_options_outside_their_range_are_named(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(options))} "):
+        CCNetRecipe(NETWORK, **options)
+
+
+def test_networks_that_do_not_fit_the_options_are_refused() -> None:
+    with pytest.raises(ValueError, match="category_channels come together"):
+        CCNetRecipe(NETWORK | {"category_channels": 4})
+    with pytest.raises(ValueError, match="network has no option loop: there are backbone, num_classes, loops"):
+        CCNetRecipe(NETWORK | {"loop": 1})
+
+
+@pytest.mark.parametrize("options", [{"threshold": 1.5}, {"threshold": -0.1}, {"min_kept": -1}, {"shrink": 0}], ids=str)
+def test_hard_pixels_are_checked(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(options))} must"):
+        HardPixels(**options)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_number_of_classes_must_be_that_of_the_data(tmp_path: Path) -> None:
+    recipe = CCNetRecipe(NETWORK | {"num_classes": 5})
+    for evaluate in (trainer(tmp_path).fit, trainer(tmp_path).validate, trainer(tmp_path).test):
+        with pytest.raises(DataError, match="num_classes 5, the data set has 7 classes"):
+            evaluate(recipe, datamodule=data())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_split_without_labels_has_no_score(tmp_path: Path) -> None:
+    unlabelled = [item | {"label": torch.full((24, 24), 255)} for item in items(2)]
+    with pytest.raises(DataError, match=r"the test split has no labelled pixels; .*gingham validate"):
+        trainer(tmp_path).test(CCNetRecipe(NETWORK), DataLoader(unlabelled), verbose=False)
+    with pytest.raises(DataError, match="the val split has no labelled pixels"):
+        trainer(tmp_path).validate(CCNetRecipe(NETWORK), DataLoader(unlabelled), verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_backbone_weights_are_read_for_a_new_training_only(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    source = CCNetRecipe(NETWORK).network.backbone.body
+    file = tmp_path / "backbone.pth"
+    torch.save(source.state_dict(), file)
+    options = NETWORK | {"backbone_weights": str(file)}
+    recipe = CCNetRecipe(options, learning_rate=1e-12)
+    run = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    run.fit(recipe, data())
+    weight = "stages.0.0.weight"
+    torch.testing.assert_close(recipe.network.backbone.body.state_dict()[weight], source.state_dict()[weight])
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    file.unlink()
+    again = CCNetRecipe(options)
+    trainer(tmp_path).validate(again, datamodule=data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    trainer(tmp_path, max_steps=2).fit(again, data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    with pytest.raises(CheckpointError, match=r"backbone\.pth"):
+        trainer(tmp_path).fit(CCNetRecipe(options), data())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_goes_on_with_its_own_optimizer(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    run.fit(CCNetRecipe(NETWORK), data())
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    other = CCNetRecipe(NETWORK, optimizer="adamw")
+    with pytest.raises(CheckpointError, match="with optimizer sgd, not adamw"):
+        trainer(tmp_path, max_steps=2).fit(other, data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
