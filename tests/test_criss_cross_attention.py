@@ -1118,7 +1118,7 @@ class _Calls(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.gingham._criss_cross_attention.default:
-            self.allow_tf32.append(bool(args[4]))
+            self.allow_tf32.append(args[4:] == (True,))  # False is the default and is left out
         return func(*args, **(kwargs or {}))
 
 
