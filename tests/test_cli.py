@@ -18,6 +18,8 @@ pytest.importorskip("lightning")
 from PIL import Image
 
 from gingham.cli import main
+from gingham.data import CueScenes
+from gingham.data.wardrobe import write_cityscapes
 
 TINY = [
     "--trainer.enable_progress_bar=false",
@@ -73,6 +75,8 @@ def test_help_imports_neither_torch_nor_lightning() -> None:
     script = """
 import sys
 from gingham.cli import main
+from gingham.data import CueScenes
+from gingham.data.wardrobe import write_cityscapes
 try:
     main(["--help"])
 except SystemExit:
@@ -177,16 +181,19 @@ def test_a_killed_run_resumes_to_the_same_weights(trained: Path, tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_metrics_of_one(trained: Path) -> None:
+@pytest.mark.parametrize("images", [9, 1])
+def test_two_processes_give_the_metrics_of_one(trained: Path, images: int) -> None:
     scores = []
     for devices in (1, 2):
         words = ["validate", "--config", "ccnet_world", *TINY, f"--run_dir={trained}", "--ckpt_path=last"]
-        words += [f"--trainer.devices={devices}", "--data.lengths=[48,9,8]", "--data.evaluation_batch_size=2"]
-        done = gingham(*words, *(["--trainer.strategy=ddp"] if devices == 2 else []))
-        assert done.returncode == 0, done.stderr
-        lines = [line for line in done.stdout.splitlines() if "val_" in line]
-        scores.append([line.split()[1:4:2] for line in lines])
-    assert scores[0]
+        words += [f"--trainer.devices={devices}", f"--data.lengths=[48,{images},8]", "--data.evaluation_batch_size=2"]
+        if devices == 1:
+            assert main(words) == 0
+        else:
+            done = gingham(*words, "--trainer.strategy=ddp")
+            assert done.returncode == 0, done.stderr
+        scores.append((trained / "validate.json").read_text())
+        (trained / "validate.json").unlink()
     assert scores[0] == scores[1]
 
 
@@ -320,3 +327,48 @@ def test_help_of_training_lists_the_options_of_the_recipe(capsys: pytest.Capture
     for option in ("--run_dir", "--trainer.NAME", "--model.learning_rate", "--data.batch_size"):
         assert option in text
     assert "--optimizer." not in text  # the recipe has its own
+
+
+@pytest.fixture
+def cityscapes(tmp_path: Path) -> Path:
+    """Two training and two validation images of the embedded world in the Cityscapes layout."""
+    for split in ("train", "val"):
+        write_cityscapes(tmp_path / "data", CueScenes(split, 2))
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("fault", ["torn image", "wrong label"])
+def test_a_broken_file_is_named_whoever_reads_it(
+    cityscapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int, fault: str
+) -> None:
+    if fault == "torn image":
+        file = next(cityscapes.glob("leftImg8bit/train/*/*.png"))
+        file.write_bytes(file.read_bytes()[:200])
+        text = "cannot be read, truncated or not an image"
+    else:
+        file = next(cityscapes.glob("gtFine/train/*/*.png"))
+        Image.new("L", (64, 64), 99).save(file)
+        text = "label value 99 outside the label space"
+    words = ["--config=ccnet_world", "--data.name=cityscapes", f"--data.root={cityscapes}", "--data.world_labels=true"]
+    words += [*TINY, "--data.batch_size=2", f"--data.workers={workers}", f"--run_dir={tmp_path / 'run'}"]
+    error = error_of(capsys, "fit", *words)
+    assert error.startswith(f"{file}: ")
+    assert text in error
+
+
+def test_a_test_split_without_labels_says_so(
+    cityscapes: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("leftImg8bit", "gtFine"):
+        (cityscapes / folder / "val").rename(cityscapes / folder / "test")
+    for file in cityscapes.glob("gtFine/test/*/*.png"):
+        Image.new("L", (64, 64), 255).save(file)
+    words = ["--config=ccnet_world", "--data.name=cityscapes", f"--data.root={cityscapes}", "--data.world_labels=true"]
+    words += [f"--ckpt_path={trained / 'checkpoints' / 'last.ckpt'}", f"--run_dir={tmp_path / 'run'}"]
+    assert "the test split has no labelled pixels" in error_of(capsys, "test", *words)
+
+
+def test_network_and_data_must_agree_on_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config=ccnet_world", *TINY, "--model.network.num_classes=9", f"--run_dir={tmp_path}"]
+    assert error_of(capsys, "fit", *words) == "the network has num_classes 9, the data set has 7 classes"

@@ -55,8 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         users = (GinghamError, FileNotFoundError, NotADirectoryError, PermissionError, ImportError)
         if debug or not isinstance(error, users):
             raise
-        print("gingham: error: " + " ".join(str(error).split()), file=sys.stderr)
+        print("gingham: error: " + _one_line(str(error)), file=sys.stderr)
         return 2
+
+
+def _one_line(text: str) -> str:
+    if "Original Traceback" in text:  # of a worker process, whose last line is "<type>: <text>"
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
 
 
 def _run(command: str, rest: list[str]) -> int:
