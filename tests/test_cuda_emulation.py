@@ -62,8 +62,9 @@ def definition(maps: Maps, scale: float) -> tuple[Maps, Maps]:
     cross = (places[:, :, None] != places[:, None, :]).sum(axis=0) <= 1
     logits = np.where(cross, scale * np.einsum("bcu,bcp->bup", q, k), -np.inf)
     largest = logits.max(axis=-1, keepdims=True)
-    lse = largest + np.log(np.exp(logits - largest).sum(axis=-1, keepdims=True))
-    weights = np.exp(logits - lse)
+    weights = np.exp(logits - largest)
+    total = weights.sum(axis=-1, keepdims=True)
+    lse, weights = largest + np.log(total), weights / total
     output = np.einsum("bup,bcp->bcu", weights, v)
     delta = (g * output).sum(axis=1)[:, :, None]
     slopes = weights * (np.einsum("bcu,bcp->bup", g, v) - delta) * scale
@@ -157,7 +158,7 @@ def run(
             held[name] = arena.array(maps[like].shape, DTYPES[dtype], axes, extra)
             if name in maps:
                 held[name][...] = maps[name]
-        lse = arena.array((batch, 1, *size), sums, CHANNELS_FIRST)
+        lse = arena.array((batch, 1, *size), np.float64, CHANNELS_FIRST)
         views = [
             view_of(held[n])
             for n in ("query", "key", "value", "output", "grad", "grad_query", "grad_key", "grad_value")
@@ -325,6 +326,23 @@ def test_large_logits_and_scales_of_any_sign(emulation: ctypes.CDLL, dtype: str,
     for name in ("query", "key"):
         maps[name] = (60 * np.sign(maps[name].astype(np.float32))).astype(DTYPES[dtype])
     check(emulation, maps, dtype, CHANNELS_FIRST, scale=scale)
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("level", [60, 1000])
+@pytest.mark.parametrize("size", [(5, 6), (2, 131)], ids=str)
+def test_equal_logits_of_any_size_give_the_mean(
+    emulation: ctypes.CDLL, size: tuple[int, ...], level: int, dtype: str
+) -> None:
+    # 64 * 1000^2 needs 26 bits: beside it float32 would lose the logarithm of the sum, and with it the gradients.
+    maps = random_maps(dtype, 1, 64, 5, size)
+    maps["query"][...] = maps["key"][...] = level
+    got = run(emulation, maps, dtype, 1.0, CHANNELS_FIRST)
+    expected, sizes = definition(maps, 1.0)
+    sums = 8 * EPSILON["float64" if dtype == "float64" else "float32"] + EPSILON["float64"] * 64 * level**2
+    for name, exact in expected.items():
+        bound = (4 * (0 if name == "lse" else EPSILON[dtype]) + 4 * sums) * sizes[name]
+        assert (np.abs(got[name] - exact) <= bound).all(), name
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

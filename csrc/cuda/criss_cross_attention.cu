@@ -22,6 +22,7 @@
 // gathers.
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "gingham/criss_cross_attention.h"
 #include "lines.cuh"
@@ -30,6 +31,18 @@
 
 namespace gingham::cuda {
 namespace {
+
+// A double as the sum of two Sums. Beside a large logit float32 has no room for the logarithm of a sum; so lse is
+// double and meets logits in two subtractions, the large part first.
+template <class Sum>
+struct Split {
+  Sum high, low;
+
+  Split() = default;
+  __device__ explicit Split(double x) : high(static_cast<Sum>(x)), low(0) {
+    if (!std::is_same_v<Sum, double> && isfinite(high)) low = static_cast<Sum>(x - high);
+  }
+};
 
 // ---------------------------------------------------------------------------------------------- forward
 
@@ -40,7 +53,7 @@ struct ForwardPass {
   typename P::Sum scale;
   bool first;  // nothing to merge with yet
   Lines<typename P::Element> query, key, value, output;
-  Lines<typename P::Sum> lse;
+  Lines<double> lse;
 };
 
 // Visits the lane's sums of rows that exist: visit(j, e, other position in the segment).
@@ -58,20 +71,25 @@ __device__ bool on_cross(const Work& work, const Place& place, int half, int oth
   return !work.mask_self || work.other_begin + other != place.own_begin + place.own(half);
 }
 
+// lse or delta at an own position; `otherwise` where there is none.
+template <class T>
+__device__ T at_own(const Lines<T>& map, const Place& place, int half, T otherwise) {
+  if (!place.active || place.own(half) >= place.own_count) return otherwise;
+  return *map.at(place.image, place.plane, place.first_line + place.line, place.own_begin + place.own(half));
+}
+
 // Logits become weights under the joint softmax; lse is brought up to date; the output so far is to be scaled by
 // row_factors.
 template <class P>
 __device__ typename P::Weights softmax(typename P::Sum (&logits)[P::kSegment / 8][4], const ForwardPass<P>& pass,
                                        const Place& place, typename P::Sum* row_factors) {
   using Sum = typename P::Sum;
-  Sum before[2], largest[2], total[2];
+  Split<Sum> before[2];
+  Sum largest[2], total[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const bool exists = place.active && place.own(half) < place.own_count;
-    const auto* lse =
-        pass.lse.at(place.image, place.plane, place.first_line + place.line, place.own_begin + place.own(half));
-    before[half] = exists && !pass.first ? *lse : -INFINITY;
-    largest[half] = before[half];
+    before[half] = Split<Sum>(pass.first ? -INFINITY : at_own<double>(pass.lse, place, half, -INFINITY));
+    largest[half] = before[half].high;
   }
   for_each_sum<P>(place, [&](int j, int e, int other) {
     Sum& x = logits[j][e];
@@ -90,13 +108,13 @@ __device__ typename P::Weights softmax(typename P::Sum (&logits)[P::kSegment / 8
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     for (int mask = 1; mask < 4; mask *= 2) total[half] += shuffle_xor(total[half], mask);
-    const Sum kept = exp(before[half] - largest[half]);
+    const Sum kept = exp((before[half].high - largest[half]) + before[half].low);
     total[half] += kept;
     if (place.active && place.lane % 4 == 0) {
       row_factors[place.line * pass.work.own_positions() + place.own(half)] = kept / total[half];
       if (place.own(half) < place.own_count) {
         *pass.lse.at(place.image, place.plane, place.first_line + place.line, place.own_begin + place.own(half)) =
-            largest[half] + log(total[half]);
+            static_cast<double>(largest[half]) + static_cast<double>(log(total[half]));
       }
     }
     total[half] = P::kWeightScale / total[half];
@@ -128,7 +146,8 @@ struct BackwardPass {
   typename P::Sum scale;
   bool first;  // nothing to add to yet
   Lines<typename P::Element> query, key, value, grad_output, grad_query, grad_key, grad_value;
-  Lines<typename P::Sum> lse, delta;
+  Lines<double> lse;
+  Lines<typename P::Sum> delta;
 };
 
 template <class P>
@@ -178,10 +197,20 @@ __global__ void __launch_bounds__(kDeltaWarps * 32) sum_products(const __grid_co
   }
 }
 
-// lse or delta at a position of the warp's line; `otherwise` where there is none.
-template <class Sum>
-__device__ Sum statistic(const Lines<Sum>& map, const Place& place, bool exists, int64_t position, Sum otherwise) {
-  return exists ? *map.at(place.image, place.plane, place.first_line + place.line, position) : otherwise;
+// lse or delta at the other positions of the warp's line as Numbers in shared memory, in place of the tiles: good from
+// a product's end to the beginning of the next.
+template <class B, class Number, class T>
+__device__ const Number* at_others(const Lines<T>& map, const Work& work, const Place& place, unsigned char* memory) {
+  static_assert(sizeof(Number) <= 16 * sizeof(typename B::Element), "a tile has at least 16 channels of a position");
+  auto* numbers = reinterpret_cast<Number*>(memory);
+  __syncthreads();  // the tiles are done with
+  for (int i = threadIdx.x; i < place.line_count * work.other_padded; i += B::kThreads) {
+    const int line = i / work.other_padded, position = i % work.other_padded;
+    if (position >= work.other_count) continue;
+    numbers[i] = Number(*map.at(place.image, place.plane, place.first_line + line, work.other_begin + position));
+  }
+  __syncthreads();
+  return numbers + place.line * work.other_padded;
 }
 
 // Own positions are queries: grad_query.
@@ -192,23 +221,23 @@ __global__ void __launch_bounds__(B::kThreads, B::kBlocksPerProcessor)
   GINGHAM_SHARED_MEMORY(memory);
   const Work& work = pass.work;
   const Place place(work);
-  Sum lse[2], delta[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const bool exists = place.active && place.own(half) < place.own_count;
-    lse[half] = statistic<Sum>(pass.lse, place, exists, place.own_begin + place.own(half), INFINITY);
-    delta[half] = statistic<Sum>(pass.delta, place, exists, place.own_begin + place.own(half), 0);
-  }
 
   Sum sums[P::kSegment / 8][4];
   multiply_rows<P, B>(sums, pass.query, pass.key, pass.key_channels, work, place, memory);
+  Split<Sum> lse[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) lse[half] = Split<Sum>(at_own<double>(pass.lse, place, half, INFINITY));
   for_each_sum<P>(place, [&](int j, int e, int other) {
     const bool counts = on_cross(work, place, e / 2, other);
-    sums[j][e] = counts ? exp(sums[j][e] * pass.scale - lse[e / 2]) * P::kWeightScale : Sum(0);
+    const Sum logarithm = (sums[j][e] * pass.scale - lse[e / 2].high) - lse[e / 2].low;
+    sums[j][e] = counts ? exp(logarithm) * P::kWeightScale : Sum(0);
   });
   const auto probabilities = P::weights(sums);
 
   multiply_rows<P, B>(sums, pass.grad_output, pass.value, pass.value_channels, work, place, memory);
+  Sum delta[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) delta[half] = at_own<Sum>(pass.delta, place, half, 0);
   for_each_sum<P>(place, [&](int j, int e, int) {
     sums[j][e] = P::weight(probabilities, j, e) * (sums[j][e] - delta[e / 2]) * (pass.scale / P::kWeightScale);
   });
@@ -227,20 +256,22 @@ __global__ void __launch_bounds__(B::kThreads, B::kBlocksPerProcessor)
 
   Sum sums[P::kSegment / 8][4];
   multiply_rows<P, B>(sums, pass.key, pass.query, pass.key_channels, work, place, memory);
+  const auto* lse = at_others<B, Split<Sum>>(pass.lse, work, place, memory);
   for_each_sum<P>(place, [&](int j, int e, int other) {
     const bool counts = place.active && on_cross(work, place, e / 2, other);
-    const Sum lse = statistic<Sum>(pass.lse, place, counts, work.other_begin + other, 0);
-    sums[j][e] = counts ? exp(sums[j][e] * pass.scale - lse) * P::kWeightScale : Sum(0);
+    const Split<Sum> of_query = counts ? lse[other] : Split<Sum>(0);
+    const Sum logarithm = (sums[j][e] * pass.scale - of_query.high) - of_query.low;
+    sums[j][e] = counts ? exp(logarithm) * P::kWeightScale : Sum(0);
   });
   const auto probabilities = P::weights(sums);
   gather_rows<P, B>(probabilities, pass.grad_output, pass.grad_value, pass.value_channels, Sum(1) / P::kWeightScale,
                     !pass.first, nullptr, work, place, memory);
 
   multiply_rows<P, B>(sums, pass.value, pass.grad_output, pass.value_channels, work, place, memory);
+  const auto* delta = at_others<B, Sum>(pass.delta, work, place, memory);
   for_each_sum<P>(place, [&](int j, int e, int other) {
-    const bool exists = place.active && other < work.other_count;
-    const Sum delta = statistic<Sum>(pass.delta, place, exists, work.other_begin + other, 0);
-    sums[j][e] = P::weight(probabilities, j, e) * (sums[j][e] - delta) * (pass.scale / P::kWeightScale);
+    const Sum of_query = place.active && other < work.other_count ? delta[other] : Sum(0);
+    sums[j][e] = P::weight(probabilities, j, e) * (sums[j][e] - of_query) * (pass.scale / P::kWeightScale);
   });
   gather_rows<P, B>(P::weights(sums), pass.query, pass.grad_key, pass.key_channels, Sum(1), !pass.first, nullptr, work,
                     place, memory);
@@ -360,7 +391,7 @@ void forward(const CrissCrossForward& call, void* stream) {
       pass.key = lines_of<T>(call.key, axis, shape);
       pass.value = lines_of<T>(call.value, axis, shape);
       pass.output = lines_of<T>(call.output, axis, shape);
-      pass.lse = lines_of<Sum>(lse, axis, shape);
+      pass.lse = lines_of<double>(lse, axis, shape);
       for_each_segment<P>(work_of<P, B>(shape, axis), image, smaller(images, shape.batch - image),
                           [&](const Work& work, int64_t blocks) {
                             pass.work = work;
@@ -413,7 +444,7 @@ void backward(const CrissCrossBackward& call, void* delta, void* stream) {
       pass.grad_query = lines_of<T>(call.grad_query, axis, shape);
       pass.grad_key = lines_of<T>(call.grad_key, axis, shape);
       pass.grad_value = lines_of<T>(call.grad_value, axis, shape);
-      pass.lse = lines_of<Sum>(lse, axis, shape);
+      pass.lse = lines_of<double>(lse, axis, shape);
       pass.delta = lines_of<Sum>(deltas, axis, shape);
       for_each_segment<P>(work_of<P, B>(shape, axis), image, smaller(images, shape.batch - image),
                           [&](const Work& work, int64_t blocks) {

@@ -40,7 +40,7 @@ void free_guarded(void* memory, size_t bytes) {
 }
 
 // maps: query, key, value, output
-const char* forward(const int64_t* shape, int dtype, double scale, bool allow_tf32, const Map* maps, void* lse,
+const char* forward(const int64_t* shape, int dtype, double scale, bool allow_tf32, const Map* maps, double* lse,
                     unsigned seed) {
   gingham::CrissCrossForward call;
   call.shape = shape_of(shape);
@@ -62,7 +62,7 @@ size_t backward_workspace(const int64_t* shape, int dtype) {
 }
 
 // maps: query, key, value, output, grad_output, grad_query, grad_key, grad_value
-const char* backward(const int64_t* shape, int dtype, double scale, bool allow_tf32, const Map* maps, const void* lse,
+const char* backward(const int64_t* shape, int dtype, double scale, bool allow_tf32, const Map* maps, const double* lse,
                      void* workspace, unsigned seed) {
   gingham::CrissCrossBackward call;
   call.shape = shape_of(shape);
