@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 pytest.importorskip("lightning")
 import lightning
 
+from gingham.cli.training import config_file, packaged_configs
 from gingham.errors import CheckpointError, DataError
 from gingham.methods.ccnet.objective import HardPixels
 from gingham.methods.ccnet.recipe import CCNetRecipe
@@ -239,3 +241,14 @@ def test_a_run_goes_on_with_its_own_optimizer(tmp_path: Path) -> None:
     other = CCNetRecipe(NETWORK, optimizer="adamw")
     with pytest.raises(CheckpointError, match="with optimizer sgd, not adamw"):
         trainer(tmp_path, max_steps=2).fit(other, data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize("name", packaged_configs())
+def test_packaged_configurations_fit_their_data_and_fix_the_batch(name: str) -> None:
+    config = yaml.safe_load(Path(config_file(name)).read_text())
+    options = config["model"]["init_args"]
+    if "hard_pixels" in options:
+        options["hard_pixels"] = HardPixels()
+    recipe = CCNetRecipe(**options)  # reads no weights
+    assert recipe.num_classes == SegmentationData(**config["data"]["init_args"]).label_space().num_classes
+    assert isinstance(config["trainer"]["devices"], int)

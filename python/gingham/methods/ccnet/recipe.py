@@ -27,8 +27,8 @@ from gingham.nn.inference import multi_scale_flip, sliding_window, whole_image
 class CCNetRecipe(lightning.LightningModule):
     """Trains and evaluates a `CCNet`.
 
-    It takes batches of images and labels from any loader. What it logs: ``loss``; ``val_`` or ``test_`` followed by
-    ``miou``, ``pixel_accuracy``, ``mean_accuracy``, ``iou/NN`` of every class and, with `report_classes`, ``focus_iou``.
+    It takes batches of images and labels from any loader. It logs ``loss`` and, after ``val_`` or ``test_``, ``miou``,
+    ``pixel_accuracy``, ``mean_accuracy``, ``iou/NN`` of every class and, with `report_classes`, ``focus_iou``.
 
     Args:
         network: options of `gingham.methods.ccnet.network.CCNet`. Its ``backbone_weights`` are read when a training
