@@ -372,3 +372,23 @@ def test_a_test_split_without_labels_says_so(
 def test_network_and_data_must_agree_on_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--config=ccnet_world", *TINY, "--model.network.num_classes=9", f"--run_dir={tmp_path}"]
     assert error_of(capsys, "fit", *words) == "the network has num_classes 9, the data set has 7 classes"
+
+
+def test_check_data_names_every_broken_file(cityscapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_cityscapes(cityscapes, CueScenes("test", 1))
+    words = ["--config=ccnet_world", "--data.name=cityscapes", f"--data.root={cityscapes}", "--data.world_labels=true"]
+    assert main(["check-data", *words]) == 0
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    assert lines == [f"{split}: {n} images, nothing wrong" for split, n in (("train", 2), ("val", 2), ("test", 1))]
+    torn, other = sorted(cityscapes.glob("leftImg8bit/train/*/*.png"))
+    torn.write_bytes(torn.read_bytes()[:200])
+    unlabelled = next(cityscapes.glob("gtFine/val/*/*.png"))
+    unlabelled.unlink()
+    next(cityscapes.glob("gtFine/test/*/*.png")).unlink()
+    assert main(["check-data", *words]) == 1
+    text = capsys.readouterr().out
+    assert f"train: {torn}: cannot be read" in text
+    assert "train: 2 images, 1 problem\n" in text
+    assert ": no label file\nval: 2 images, 1 problem\n" in text
+    assert "test: 1 images, nothing wrong" in text
+    assert other.name not in text

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from gingham.data.segmentation import FolderSegmentation, SegmentationDataset
 from gingham.errors import DataError
 
 
-def check_dataset(dataset: SegmentationDataset) -> list[str]:
+def check_dataset(dataset: SegmentationDataset, indices: Iterable[int] | None = None) -> list[str]:
     """Read every item and collect the defects, one line each, in the order of the items.
 
     To have images without a label file listed rather than refused, open the data set with ``require_labels=False``.
 
     Args:
         dataset: what to look through; its transform is not applied.
+        indices: which items, all by default; pass them through a progress bar to see one.
 
     Returns:
         The problems: missing labels, unreadable files, sizes that differ, label values outside the label space. Empty
@@ -24,7 +27,7 @@ def check_dataset(dataset: SegmentationDataset) -> list[str]:
         []
     """
     problems = []
-    for index in range(len(dataset)):
+    for index in range(len(dataset)) if indices is None else indices:
         if isinstance(dataset, FolderSegmentation) and dataset.images[index].label is None:
             problems.append(f"{dataset.images[index].image}: no label file")
         try:

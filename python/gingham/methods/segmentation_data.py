@@ -199,22 +199,38 @@ class SegmentationData(lightning.LightningDataModule):
     def dataset(self, split: str) -> SegmentationDataset:
         """The data set of "train", "val" or "test", with its transform. Kept once made."""
         if split not in self._datasets:
-            self._datasets[split] = self._open(split)
+            self._datasets[split] = self.open(split)
         return self._datasets[split]
 
-    def _open(self, split: str) -> SegmentationDataset:
+    def open(self, split: str, *, require_labels: bool = True) -> SegmentationDataset:
+        """A split, read anew.
+
+        Raises:
+            DataError: a folder is missing, or an image has no label although `require_labels`.
+        """
         transform = self.augment if split == "train" else self.evaluate
         if self.name == "wardrobe":
             return CueScenes(split, self.lengths[split], cache=True, transform=transform)
-        if self.root is None:
-            raise DataError(f"data.root is not set: give the folder of {self.name} with --data.root DIR")
-        root = Path(self.root)
+        root = self._root()
         if self.name == "cityscapes":
             labels = CUE_LABELS if self.world_labels else CITYSCAPES_LABELS
-            return Cityscapes(root, split, labels=labels, transform=transform)
+            return Cityscapes(root, split, labels=labels, require_labels=require_labels, transform=transform)
         if self.name == "ade20k":
-            return ADE20K(root, "training" if split == "train" else "validation", transform=transform)
-        return VOCSegmentation(root, "train" if split == "train" else "val", transform=transform)
+            split = "training" if split == "train" else "validation"
+            return ADE20K(root, split, require_labels=require_labels, transform=transform)
+        split = "train" if split == "train" else "val"
+        return VOCSegmentation(root, split, require_labels=require_labels, transform=transform)
+
+    def _root(self) -> Path:
+        if self.root is None:
+            raise DataError(f"data.root is not set: give the folder of {self.name} with --data.root DIR")
+        return Path(self.root)
+
+    def splits(self) -> tuple[str, ...]:
+        """The splits that have images of their own: "test" is the validation split of ADE20K and VOC."""
+        if self.name == "wardrobe" or (self.name == "cityscapes" and (self._root() / "leftImg8bit" / "test").is_dir()):
+            return ("train", "val", "test")
+        return ("train", "val")
 
     def label_space(self) -> LabelSpace:
         """The classes, known without opening the data set."""
