@@ -16,6 +16,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
+
+from gingham import reference
 
 ROOT = Path(__file__).parent.parent
 COMPILER = shutil.which("g++")
@@ -343,6 +346,62 @@ def test_equal_logits_of_any_size_give_the_mean(
     for name, exact in expected.items():
         bound = (4 * (0 if name == "lse" else EPSILON[dtype]) + 4 * sums) * sizes[name]
         assert (np.abs(got[name] - exact) <= bound).all(), name
+
+
+INFINITE = {  # keys of minus infinity: along a row, in all that two passes of three see, in a row's first segment
+    "row": ((5, 6), np.s_[:, :, :, 2]),
+    "plane": ((3, 4, 5), np.s_[:, :, 1]),
+    "part of a row": ((2, 131), np.s_[..., 0, :70]),
+    "all": ((3, 4), np.s_[:]),
+}
+
+
+def by_torch(maps: Maps, scale: float) -> Maps:
+    """Output and gradients by the reference, in float64 whatever the dtype."""
+    query, key, value, grad = (
+        torch.from_numpy(maps[n].astype(np.float64)).requires_grad_(n != "grad")
+        for n in ("query", "key", "value", "grad")
+    )
+    output = reference.criss_cross_attention(query, key, value, scale=scale)
+    gradients = torch.autograd.grad(output, (query, key, value), grad)
+    names = ("output", "grad_query", "grad_key", "grad_value")
+    return {n: x.detach().numpy() for n, x in zip(names, (output, *gradients), strict=True)}
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("where", INFINITE)
+def test_infinite_keys_take_no_weight(emulation: ctypes.CDLL, where: str, dtype: str) -> None:
+    size, place = INFINITE[where]
+    maps = random_maps(dtype, 1, 4, 5, size)
+    maps["query"] = np.abs(maps["query"])
+    maps["key"][place] = -np.inf
+    got, expected = run(emulation, maps, dtype, 1.0, CHANNELS_FIRST), by_torch(maps, 1.0)
+    assert np.isnan(got["output"]).all() == (where == "all")
+    for name in expected:
+        tolerance = 64 * EPSILON[dtype]
+        np.testing.assert_allclose(got[name], expected[name], rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("name", ["query", "key", "value", "grad"])
+def test_what_is_not_a_number_spreads_as_in_the_reference(emulation: ctypes.CDLL, name: str, dtype: str) -> None:
+    maps = random_maps(dtype, 1, 4, 5, (3, 4, 5))
+    maps[name][0, 1, 1, 2, 3] = np.nan
+    got, expected = run(emulation, maps, dtype, 1.0, CHANNELS_FIRST), by_torch(maps, 1.0)
+    for result in expected:
+        np.testing.assert_array_equal(np.isnan(got[result]), np.isnan(expected[result]), err_msg=result)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_overflowing_logits_take_no_weight(emulation: ctypes.CDLL, dtype: str) -> None:
+    maps = random_maps(dtype, 1, 4, 5, (5, 6))
+    maps["query"][...] = 1e20
+    maps["key"][...] = np.abs(maps["key"]) * 1e-20
+    maps["key"][:, :, :, 2] = -1e20
+    got, expected = run(emulation, maps, dtype, 1.0, CHANNELS_FIRST), by_torch(maps, 1.0)
+    for name in expected:
+        largest = np.abs(expected[name]).max()
+        np.testing.assert_allclose(got[name], expected[name], atol=64 * EPSILON[dtype] * largest, err_msg=name)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -52,6 +52,7 @@ struct ForwardPass {
   int64_t key_channels, value_channels;
   typename P::Sum scale;
   bool first;  // nothing to merge with yet
+  bool last;   // of the call
   Lines<typename P::Element> query, key, value, output;
   Lines<double> lse;
 };
@@ -79,13 +80,14 @@ __device__ T at_own(const Lines<T>& map, const Place& place, int half, T otherwi
 }
 
 // Logits become weights under the joint softmax; lse is brought up to date; the output so far is to be scaled by
-// row_factors.
+// row_factors. A pass may meet none but infinitely small logits as long as others of the cross are finite: nothing is
+// divided by a total of zero before the last pass, where it gives NaN as the definition does.
 template <class P>
 __device__ typename P::Weights softmax(typename P::Sum (&logits)[P::kSegment / 8][4], const ForwardPass<P>& pass,
                                        const Place& place, typename P::Sum* row_factors) {
   using Sum = typename P::Sum;
   Split<Sum> before[2];
-  Sum largest[2], total[2];
+  Sum largest[2], kept[2], total[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     before[half] = Split<Sum>(pass.first ? -INFINITY : at_own<double>(pass.lse, place, half, -INFINITY));
@@ -99,27 +101,30 @@ __device__ typename P::Weights softmax(typename P::Sum (&logits)[P::kSegment / 8
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     for (int mask = 1; mask < 4; mask *= 2) largest[half] = fmax(largest[half], shuffle_xor(largest[half], mask));
+    if (largest[half] == -INFINITY) largest[half] = 0;
+    kept[half] = exp((before[half].high - largest[half]) + before[half].low);
     total[half] = 0;
   }
   for_each_sum<P>(place, [&](int j, int e, int) {
     logits[j][e] = exp(logits[j][e] - largest[e / 2]);
     total[e / 2] += logits[j][e];
   });
+  Sum inverse[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     for (int mask = 1; mask < 4; mask *= 2) total[half] += shuffle_xor(total[half], mask);
-    const Sum kept = exp((before[half].high - largest[half]) + before[half].low);
-    total[half] += kept;
+    total[half] += kept[half];
+    inverse[half] = total[half] == 0 && !pass.last ? Sum(0) : Sum(1) / total[half];
     if (place.active && place.lane % 4 == 0) {
-      row_factors[place.line * pass.work.own_positions() + place.own(half)] = kept / total[half];
+      row_factors[place.line * pass.work.own_positions() + place.own(half)] = kept[half] * inverse[half];
       if (place.own(half) < place.own_count) {
         *pass.lse.at(place.image, place.plane, place.first_line + place.line, place.own_begin + place.own(half)) =
             static_cast<double>(largest[half]) + static_cast<double>(log(total[half]));
       }
     }
-    total[half] = P::kWeightScale / total[half];
+    inverse[half] *= P::kWeightScale;
   }
-  for_each_sum<P>(place, [&](int j, int e, int) { logits[j][e] *= total[e / 2]; });
+  for_each_sum<P>(place, [&](int j, int e, int) { logits[j][e] *= inverse[e / 2]; });
   return P::weights(logits);
 }
 
@@ -356,6 +361,9 @@ void for_each_axis(const CrissCrossShape& shape, bool channels_last, Run run) {
   if (shape.rows > 1) across(Axis::column);
   if (shape.frames > 1) across(Axis::frame);
 }
+Axis last_axis(const CrissCrossShape& shape) {
+  return shape.frames > 1 ? Axis::frame : shape.rows > 1 ? Axis::column : Axis::row;
+}
 
 // As many images at a time as leave `maps` maps of value's size in half of a large L2 cache, and their blocks in a
 // grid.
@@ -396,6 +404,7 @@ void forward(const CrissCrossForward& call, void* stream) {
                           [&](const Work& work, int64_t blocks) {
                             pass.work = work;
                             pass.first = first;
+                            pass.last = axis == last_axis(shape) && work.other_begin + work.other_count == work.length;
                             first = false;
                             launch(attend<P, B>, blocks, B::kThreads, BlockMemory<B>(work).bytes(), stream, pass);
                           });

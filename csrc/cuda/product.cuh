@@ -133,8 +133,9 @@ struct ScalarWeights {
 };
 
 // float32 on TF32 tensor cores. exact: an operand is the sum of two TF32 numbers, big + small, and a product is three
-// (small * small is below float32's last place). Each step starts from zero and is added in float32, because tensor
-// cores cut sums off instead of rounding them.
+// (small * small is below float32's last place). What is not finite is small, beside a big of zero, so that it meets
+// none but the other operand's big part, which has the sign of the whole. Each step starts from zero and is added in
+// float32, because tensor cores cut sums off instead of rounding them.
 template <bool exact>
 struct Tf32Product {
   using Element = float;
@@ -154,6 +155,7 @@ struct Tf32Product {
 
   __device__ static void split(float x, uint32_t& big, uint32_t& small) {
     big = round_to_tf32(x);
+    if (exact && !isfinite(float_of_bits(big))) big = 0;
     small = exact ? round_to_tf32(x - float_of_bits(big)) : 0;
   }
   __device__ static Left split(const float (&x)[4]) {
