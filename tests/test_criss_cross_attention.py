@@ -1150,3 +1150,23 @@ def test_compiled_code_follows_torchs_setting_of_tf32() -> None:
             MATMUL.fp32_precision = precision
             assert compiled(x, x, x).shape == x.shape
     assert seen == [False, True]
+
+
+# ------------------------------------------------------------------------------------------------ compiled transforms
+
+
+def test_vmap_compiles_in_one_graph() -> None:
+    def mapped(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return torch.vmap(torch.vmap(criss_cross_attention), in_dims=(0, None, 0))(query, key, value)
+
+    query, key, value, _ = (x.unflatten(0, (2, 3, 2)) for x in maps(4, 5, batch=12))
+    torch.compiler.reset()
+    results = []
+    for function in (mapped, torch.compile(mapped, backend="aot_eager", fullgraph=True)):
+        leaves = [x.clone().requires_grad_() for x in (query, key[0], value)]
+        output = function(*leaves)
+        results.append([output, *torch.autograd.grad(output.square().sum(), leaves)])
+    for got, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(got, expected)
+    expected = criss_cross_attention(*(x.flatten(0, 2) for x in (query, key[:1].expand_as(key), value)))
+    torch.testing.assert_close(results[1][0].flatten(0, 2), expected)

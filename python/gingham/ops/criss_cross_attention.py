@@ -41,6 +41,11 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: f
         [B, Cv, *S] in the dtype and memory format of `value`. Sums are held in float32 (float64 for float64). Under
         autocast the inputs are cast to the autocast dtype.
 
+    Note:
+        ``torch.compile`` traces ``torch.vmap`` of this, but not ``torch.func.grad``, ``vjp`` or ``jacrev`` of it: it
+        cannot trace these through any operator registered with ``torch.library``. They work outside of it, as does
+        ``torch.autograd`` on what is compiled.
+
     Raises:
         TypeError: an argument is no tensor, or the dtypes are not one supported floating type.
         ValueError: shapes or devices do not agree.
@@ -193,7 +198,7 @@ class _Transformable(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        return _vmap_forward(info, in_dims, *arguments)
+        return _vmap_forward(_Transformable.apply, info, in_dims, *arguments)
 
 
 class _TransformableBackward(torch.autograd.Function):
@@ -219,7 +224,7 @@ class _TransformableBackward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        return _vmap_backward(info, in_dims, *arguments)
+        return _vmap_backward(_TransformableBackward.apply, info, in_dims, *arguments)
 
 
 def _formula(ctx: Any, grad_output: Tensor, grad_lse: Tensor | None) -> Any:
@@ -229,24 +234,21 @@ def _formula(ctx: Any, grad_output: Tensor, grad_lse: Tensor | None) -> Any:
 # ------------------------------------------------------------------------------------------------ vmap
 
 
-def _vmap_forward(info: Any, in_dims: Any, query: Tensor, key: Tensor, value: Tensor, *options: Any) -> Any:
+def _vmap_forward(call: Any, info: Any, in_dims: Any, query: Tensor, key: Tensor, value: Tensor, *options: Any) -> Any:
     maps = fold_into_batch(info.batch_size, (query, key, value), in_dims[:3])
-    call = _Transformable.apply if torch._C._are_functorch_transforms_active() else _forward
     return unfold_from_batch(info.batch_size, call(*maps, *options))
 
 
-def _vmap_backward(info: Any, in_dims: Any, *arguments: Any) -> Any:
+def _vmap_backward(call: Any, info: Any, in_dims: Any, *arguments: Any) -> Any:
     maps = fold_into_batch(info.batch_size, arguments[:6], in_dims[:6])
-    call = _TransformableBackward.apply if torch._C._are_functorch_transforms_active() else _backward
     return unfold_from_batch(info.batch_size, call(*maps, *arguments[6:]))
 
 
-for _prefix in ("gingham::", "gingham::_"):
-    _name = f"{_prefix}criss_cross_attention"
-    torch.library.register_fake(_name, _fake_forward)
-    torch.library.register_fake(f"{_name}_backward", _fake_backward)
-    torch.library.register_vmap(_name, _vmap_forward)
-    torch.library.register_vmap(f"{_name}_backward", _vmap_backward)
+for _forward_operator, _backward_operator in ((_forward, _backward), (_raw_forward, _raw_backward)):
+    torch.library.register_fake(_forward_operator, _fake_forward)
+    torch.library.register_fake(_backward_operator, _fake_backward)
+    torch.library.register_vmap(_forward_operator, partial(_vmap_forward, _forward_operator))
+    torch.library.register_vmap(_backward_operator, partial(_vmap_backward, _backward_operator))
 torch.library.register_autograd("gingham::criss_cross_attention", _formula, setup_context=_Transformable.setup_context)
 torch.library.register_autograd(
     "gingham::criss_cross_attention_backward",
