@@ -138,8 +138,9 @@ __global__ void __launch_bounds__(B::kThreads, B::kBlocksPerProcessor)
   Sum logits[P::kSegment / 8][4];
   multiply_rows<P, B>(logits, pass.query, pass.key, pass.key_channels, pass.work, place, memory);
   const auto weights = softmax<P>(logits, pass, place, row_factors);
-  gather_rows<P, B>(weights, pass.value, pass.output, pass.value_channels, Sum(1) / P::kWeightScale, !pass.first,
-                    row_factors, pass.work, place, memory);
+  constexpr Sum kUndo[2] = {1 / P::kWeightScale, 1 / P::kWeightScale};
+  gather_rows<P, B>(weights, pass.value, pass.output, pass.value_channels, kUndo, !pass.first, row_factors, pass.work,
+                    place, memory);
 }
 
 // ---------------------------------------------------------------------------------------------- backward
@@ -218,6 +219,29 @@ __device__ const Number* at_others(const Lines<T>& map, const Work& work, const 
   return numbers + place.line * work.other_padded;
 }
 
+// dlogits as weights. In float16 small ones would lose their digits or vanish, and large ones overflow; so each row is
+// scaled by the power of two that brings its largest into [2^14, 2^15), and its results by undo.
+template <class P>
+__device__ typename P::Weights scaled_weights(typename P::Sum (&sums)[P::kSegment / 8][4], const Place& place,
+                                              typename P::Sum (&undo)[2]) {
+  undo[0] = undo[1] = 1;
+  if constexpr (P::kWeightScale != 1) {
+    float largest[2] = {}, scale[2];
+    for_each_sum<P>(place, [&](int j, int e, int) { largest[e / 2] = fmax(largest[e / 2], fabs(sums[j][e])); });
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      for (int mask = 1; mask < 4; mask *= 2) largest[half] = fmax(largest[half], shuffle_xor(largest[half], mask));
+      // Exponents as they are stored, so that both factors are normal numbers.
+      int exponent = 127 + 127 + 14 - static_cast<int>(bits_of_float(largest[half]) >> 23);
+      exponent = exponent > 253 ? 253 : exponent;
+      scale[half] = float_of_bits(static_cast<uint32_t>(exponent) << 23);
+      undo[half] = float_of_bits(static_cast<uint32_t>(254 - exponent) << 23);
+    }
+    for_each_sum<P>(place, [&](int j, int e, int) { sums[j][e] *= scale[e / 2]; });
+  }
+  return P::weights(sums);
+}
+
 // Own positions are queries: grad_query.
 template <class P, class B>
 __global__ void __launch_bounds__(B::kThreads, B::kBlocksPerProcessor)
@@ -246,8 +270,10 @@ __global__ void __launch_bounds__(B::kThreads, B::kBlocksPerProcessor)
   for_each_sum<P>(place, [&](int j, int e, int) {
     sums[j][e] = P::weight(probabilities, j, e) * (sums[j][e] - delta[e / 2]) * (pass.scale / P::kWeightScale);
   });
-  gather_rows<P, B>(P::weights(sums), pass.key, pass.grad_query, pass.key_channels, Sum(1), !pass.first, nullptr, work,
-                    place, memory);
+  Sum undo[2];
+  const auto dlogits = scaled_weights<P>(sums, place, undo);
+  gather_rows<P, B>(dlogits, pass.key, pass.grad_query, pass.key_channels, undo, !pass.first, nullptr, work, place,
+                    memory);
 }
 
 // Own positions are keys, the others the queries that see them: grad_value and grad_key.
@@ -269,8 +295,9 @@ __global__ void __launch_bounds__(B::kThreads, B::kBlocksPerProcessor)
     sums[j][e] = counts ? exp(logarithm) * P::kWeightScale : Sum(0);
   });
   const auto probabilities = P::weights(sums);
-  gather_rows<P, B>(probabilities, pass.grad_output, pass.grad_value, pass.value_channels, Sum(1) / P::kWeightScale,
-                    !pass.first, nullptr, work, place, memory);
+  constexpr Sum kUndo[2] = {1 / P::kWeightScale, 1 / P::kWeightScale};
+  gather_rows<P, B>(probabilities, pass.grad_output, pass.grad_value, pass.value_channels, kUndo, !pass.first, nullptr,
+                    work, place, memory);
 
   multiply_rows<P, B>(sums, pass.value, pass.grad_output, pass.value_channels, work, place, memory);
   const auto* delta = at_others<B, Sum>(pass.delta, work, place, memory);
@@ -278,8 +305,10 @@ __global__ void __launch_bounds__(B::kThreads, B::kBlocksPerProcessor)
     const Sum of_query = place.active && other < work.other_count ? delta[other] : Sum(0);
     sums[j][e] = P::weight(probabilities, j, e) * (sums[j][e] - of_query) * (pass.scale / P::kWeightScale);
   });
-  gather_rows<P, B>(P::weights(sums), pass.query, pass.grad_key, pass.key_channels, Sum(1), !pass.first, nullptr, work,
-                    place, memory);
+  Sum undo[2];
+  const auto dlogits = scaled_weights<P>(sums, place, undo);
+  gather_rows<P, B>(dlogits, pass.query, pass.grad_key, pass.key_channels, undo, !pass.first, nullptr, work, place,
+                    memory);
 }
 
 // ---------------------------------------------------------------------------------------------- host

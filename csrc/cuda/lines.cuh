@@ -198,19 +198,17 @@ __device__ inline void load_tile(typename B::Element* tile, typename B::OperandT
   });
 }
 
-// map = factor * results, plus map's old value times the row's factor where there is one (add).
+// map = results, plus map's old value times the row's factor where there is one (add).
 template <class P, class B>
 __device__ inline void store_tile(const typename B::Sum* results, typename B::ResultTile shape,
                                   const Lines<typename B::Element>& map, const Place& place, int64_t first_channel,
-                                  int64_t channels, typename B::Sum factor, bool add,
-                                  const typename B::Sum* row_factors) {
+                                  int64_t channels, bool add, const typename B::Sum* row_factors) {
   using T = typename B::Element;
   using Sum = typename B::Sum;
   T* origin = map.at(place.image, place.plane, place.first_line, place.own_begin) + first_channel * map.channel;
   const int64_t left = channels - first_channel;
   const int channel_count = left < B::kChannels ? static_cast<int>(left) : B::kChannels;
-  const auto merged = [&](Sum result, const T& old, int row) {
-    Sum sum = factor * result;
+  const auto merged = [&](Sum sum, const T& old, int row) {
     if (add) sum += P::to_sum(old) * (row_factors ? row_factors[row] : Sum(1));
     return P::to_element(sum);
   };
@@ -299,12 +297,12 @@ __device__ inline void multiply_rows(typename P::Sum (&sums)[P::kSegment / 8][4]
   });
 }
 
-// result = factor * (weights times other rows), merged as store_tile says.
+// result = undo * (weights times other rows), merged as store_tile says; undo of the lane's rows.
 template <class P, class B>
 __device__ inline void gather_rows(const typename P::Weights& weights, const Lines<typename P::Element>& other,
-                                   const Lines<typename P::Element>& result, int64_t channels, typename P::Sum factor,
-                                   bool add, const typename P::Sum* row_factors, const Work& work, const Place& place,
-                                   unsigned char* memory) {
+                                   const Lines<typename P::Element>& result, int64_t channels,
+                                   const typename P::Sum (&undo)[2], bool add, const typename P::Sum* row_factors,
+                                   const Work& work, const Place& place, unsigned char* memory) {
   const BlockMemory<B> layout(work);
   const auto load = [&](int64_t channel, int stage) {
     load_tile<B>(layout.other(memory, stage), layout.other_tile, other, work, place, work.other_begin, work.other_count,
@@ -337,13 +335,12 @@ __device__ inline void gather_rows(const typename P::Weights& weights, const Lin
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const int c = j * 8 + place.lane % 4 * 2 + e % 2;
-          results[layout.result_tile.offset(place.line, place.own(e / 2), c)] = sums[j][e];
+          results[layout.result_tile.offset(place.line, place.own(e / 2), c)] = sums[j][e] * undo[e / 2];
         }
       }
     }
     __syncthreads();
-    store_tile<P, B>(layout.results(memory), layout.result_tile, result, place, channel, channels, factor, add,
-                     row_factors);
+    store_tile<P, B>(layout.results(memory), layout.result_tile, result, place, channel, channels, add, row_factors);
   });
 }
 

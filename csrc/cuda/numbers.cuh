@@ -33,5 +33,6 @@ __device__ inline uint32_t round_to_tf32(float x) {
   return bits;
 }
 __device__ inline float float_of_bits(uint32_t bits) { return __uint_as_float(bits); }
+__device__ inline uint32_t bits_of_float(float x) { return __float_as_uint(x); }
 
 }  // namespace gingham::cuda
