@@ -6,6 +6,7 @@ import contextlib
 import io
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -350,6 +351,30 @@ def test_large_equal_logits_weigh_the_cross_evenly(dtype: torch.dtype, magnitude
     tolerance = 1e-7 if dtype == torch.float64 else 8 * torch.finfo(dtype).eps
     for got, wanted in ((large[0], even[0]), (large[3], even[3])):
         torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("size", [(601, 2), (2, 601), (290, 3), (2, 1, 301)])
+def test_lines_that_are_taken_in_segments(size: tuple[int, ...], layout: str, dtype: torch.dtype) -> None:
+    tensors = maps(*size, batch=1, dtype=dtype)
+    if layout == "channels_last":
+        tensors = [x.movedim(1, -1).contiguous().movedim(-1, 1) for x in tensors]
+    check(*tensors)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to reset the peak of memory")
+def test_memory_does_not_grow_with_the_square_of_a_line() -> None:
+    def kilobytes(name: str) -> int:
+        return int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+    tensors = maps(4096, 8, batch=1, key_channels=2, value_channels=2)  # 256 MB of logits in a column
+    with threads(1):
+        run(*(x[:, :, :8] for x in tensors))
+        Path("/proc/self/clear_refs").write_text("5")
+        before = kilobytes("VmRSS")
+        run(*tensors)
+        assert kilobytes("VmHWM") - before < 32 * 1024
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

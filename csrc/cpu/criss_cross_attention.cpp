@@ -15,7 +15,9 @@
 // symmetric, so all three are gathers: no atomics, and the order of every sum is fixed by the shape alone.
 //
 // What is held: logits of one group (about L * L floats a line, 16 lines a group when lanes run across lines) and two
-// panels of a few channels, some 1 MB a thread, meant for L2. Nothing grows with the map but lse and delta.
+// panels of a few channels: 1.2 MB a thread at L = 97, meant for L2, and twice the logits in backward. Lines of more
+// than kMostPositions are taken in segments, of queries as well as keys, so that 7 MB (backward 14) are the most.
+// Nothing grows with the map but lse and delta.
 // What bounds it: arithmetic first. Forward takes 2 (Ck + Cv) (H + W) operations a position, backward
 // 2 (3 Ck + 2 Cv) (H + W); two thirds of the time are spent in multiply_block, which alone runs at 90 % (float32) and
 // 85 % (pairs) of what the core's multipliers give. The rest is packing (15 %), unpacking (8 %), softmax (2 %) and, for
@@ -47,6 +49,7 @@ using gingham::ParallelFor;
 struct Pass {
   Axis axis;
   int64_t length;       // positions in a line
+  int64_t segment;      // positions of a line whose logits are held at a time, queries as well as keys
   int64_t planes;       // sets of parallel lines: batch x frames, or batch x rows for the axis of frames
   int64_t lines;        // in one plane
   int64_t group_lines;  // in one group
@@ -67,7 +70,17 @@ struct Pass {
     (axis == Axis::row ? group.row : group.column) = first;
     return group;
   }
+
+  // The positions of the group's lines from `begin` on, a segment of them.
+  LineGroup part(LineGroup group, int64_t begin) const {
+    (axis == Axis::row ? group.column : axis == Axis::column ? group.row : group.frame) += begin;
+    group.length = smaller(segment, length - begin);
+    return group;
+  }
 };
+
+// In a segment. Half of it costs a 257 x 129 map 10 % to 15 % of its time, for a quarter of the memory.
+constexpr int64_t kMostPositions = 288;
 
 Pass make_pass(const CrissCrossShape& shape, Axis axis, Contiguous contiguous, int lanes) {
   Pass pass{};
@@ -75,9 +88,11 @@ Pass make_pass(const CrissCrossShape& shape, Axis axis, Contiguous contiguous, i
   pass.length = axis == Axis::row ? shape.columns : axis == Axis::column ? shape.rows : shape.frames;
   pass.planes = shape.batch * (axis == Axis::frame ? shape.rows : shape.frames);
   pass.lines = axis == Axis::row ? shape.rows : shape.columns;
+  const int64_t segments = (pass.length + kMostPositions - 1) / kMostPositions;
+  pass.segment = (pass.length + segments - 1) / segments;
   // Lanes across lines need whole vectors of them; otherwise a few lines make one stretch of memory long enough.
   constexpr int64_t kLogitsOfAGroup = 64 * 1024;
-  const int64_t few = larger(1, smaller(4, kLogitsOfAGroup / larger(1, pass.length * pass.length)));
+  const int64_t few = larger(1, smaller(4, kLogitsOfAGroup / (pass.segment * pass.segment)));
   pass.group_lines = smaller(pass.lines, contiguous == Contiguous::line ? lanes : few);
   const int64_t whole = pass.lines / pass.group_lines, rest = pass.lines % pass.group_lines;
   pass.groups_per_plane = rest > pass.group_lines / 4 ? whole + 1 : whole;
@@ -132,7 +147,7 @@ struct Scratch {
 
   // A multiple of every register block's height, unless there are fewer channels.
   static int64_t chunk_channels(const Pass& pass, int64_t channels) {
-    const int64_t stride = round_up(pass.length, kLanes<Sum>);
+    const int64_t stride = round_up(pass.segment, kLanes<Sum>);
     const int64_t fit = kPanelBytes / (pass.most_lines() * stride * int64_t(sizeof(Sum)));
     if (U::kTiles) {
       const int64_t tall = 2 * kTileRows;
@@ -142,7 +157,7 @@ struct Scratch {
   }
   // Lays the scratch of `pass` out at `base`; returns its size. base may be null to ask for the size alone.
   size_t lay_out(const CrissCrossShape& shape, const Pass& pass, int square_count, char* base) {
-    stride = round_up(pass.length, kLanes<Sum>);
+    stride = round_up(pass.segment, kLanes<Sum>);
     chunk = chunk_channels(pass, larger(shape.key_channels, shape.value_channels));
     size_t offset = 0;
     const auto take = [&](int64_t count) {
@@ -155,7 +170,7 @@ struct Scratch {
     for (Sum*& panel : panels) panel = take(lines * chunk * stride);
     for (Sum*& values : line_values) values = take(lines * stride);
     product = reinterpret_cast<Unit*>(
-        take(larger(multiply_scratch<U>(pass.length, chunk), multiply_scratch<U>(chunk, stride))));
+        take(larger(multiply_scratch<U>(pass.segment, chunk), multiply_scratch<U>(chunk, stride))));
     return offset;
   }
 };
@@ -230,55 +245,68 @@ LineView<E> from_channel(LineView<E> view, int64_t channel) {
   return view;
 }
 
-// squares[line][j][i] = sum over channels of left[c, j] * right[c, i].
+// squares[line][j][i] = sum over channels of left[c, j] * right[c, i], for the positions of two parts of the same
+// lines.
 template <class U, class E>
-void correlate(LineView<const E> left, LineView<const E> right, int64_t channels, const LineGroup& group,
-               Contiguous contiguous, const Scratch<U>& scratch, typename U::Sum* squares) {
+void correlate(LineView<const E> left, const LineGroup& left_part, LineView<const E> right, const LineGroup& right_part,
+               int64_t channels, Contiguous contiguous, const Scratch<U>& scratch, typename U::Sum* squares) {
   using Unit = typename U::Unit;
-  const int64_t stride = scratch.stride, chunk = scratch.chunk * U::kPair;
+  const int64_t lines = left_part.lines, stride = scratch.stride, chunk = scratch.chunk * U::kPair;
+  const int64_t left_length = left_part.length, right_length = right_part.length;
+  const int64_t left_stride = panel_stride<U, PairAxis::channel>(left_length);
+  const int64_t right_stride = panel_stride<U, PairAxis::channel>(right_length);
   Unit* left_panels = reinterpret_cast<Unit*>(scratch.panels[0]);
   Unit* right_panels = reinterpret_cast<Unit*>(scratch.panels[1]);
-  if (channels == 0) __builtin_memset(squares, 0, size_t(group.lines * stride * stride) * sizeof(*squares));
+  if (channels == 0) __builtin_memset(squares, 0, size_t(lines * stride * stride) * sizeof(*squares));
   for (int64_t c = 0; c < channels; c += chunk) {
     const int64_t count = smaller(chunk, channels - c), rows = panel_rows<U, PairAxis::channel>(count);
-    pack<U, PairAxis::channel>(left_panels, from_channel(left, c), count, group.lines, group.length, contiguous);
-    pack<U, PairAxis::channel>(right_panels, from_channel(right, c), count, group.lines, group.length, contiguous);
+    pack<U, PairAxis::channel>(left_panels, from_channel(left, c), count, lines, left_length, contiguous);
+    pack<U, PairAxis::channel>(right_panels, from_channel(right, c), count, lines, right_length, contiguous);
     const int64_t next = c + count, next_count = smaller(chunk, channels - next);
     Prefetcher prefetcher;
-    prefetch_lines(prefetcher, from_channel(left, next), next_count, group, contiguous);
-    prefetch_lines(prefetcher, from_channel(right, next), next_count, group, contiguous);
-    prefetcher.spread(group.lines * Stripes<U>(group.length).prefetches(group.length, rows));
-    for (int64_t g = 0; g < group.lines; ++g) {
-      multiply<U>(group.length, group.length, rows, {left_panels + g * rows * stride, 1, stride},
-                  right_panels + g * rows * stride, stride, squares + g * stride * stride, stride, c > 0,
+    prefetch_lines(prefetcher, from_channel(left, next), next_count, left_part, contiguous);
+    prefetch_lines(prefetcher, from_channel(right, next), next_count, right_part, contiguous);
+    prefetcher.spread(lines * Stripes<U>(right_length).prefetches(left_length, rows));
+    for (int64_t g = 0; g < lines; ++g) {
+      multiply<U>(left_length, right_length, rows, {left_panels + g * rows * left_stride, 1, left_stride},
+                  right_panels + g * rows * right_stride, right_stride, squares + g * stride * stride, stride, c > 0,
                   scratch.product, prefetcher);
     }
   }
 }
 
-// target[c, n] (merged) = sum over positions k of source[c, k] * operand[line][k][n].
-template <class U, Merge merge, class E>
-void aggregate(LineView<const E> source, const typename U::Unit* operand, LineView<E> target,
-               const typename U::Sum* weights, int64_t channels, const LineGroup& group, Contiguous contiguous,
-               const Scratch<U>& scratch) {
+// target[c, n] (merged) = sum over positions k of source[c, k] * operand[line][k][n], k in one part of the lines and n
+// in another.
+template <class U, class E>
+void aggregate(Merge merge, LineView<const E> source, const LineGroup& source_part, const typename U::Unit* operand,
+               LineView<E> target, const LineGroup& target_part, const typename U::Sum* weights, int64_t channels,
+               Contiguous contiguous, const Scratch<U>& scratch) {
   using Unit = typename U::Unit;
-  const int64_t stride = scratch.stride, source_stride = panel_stride<U, PairAxis::position>(group.length);
-  const int64_t steps = summed_units<U>(group.length);
+  const int64_t lines = source_part.lines, stride = scratch.stride;
+  const int64_t source_stride = panel_stride<U, PairAxis::position>(source_part.length);
+  const int64_t target_stride = round_up(target_part.length, kLanes<typename U::Sum>);
+  const int64_t steps = summed_units<U>(source_part.length);
   Unit* source_panels = reinterpret_cast<Unit*>(scratch.panels[0]);
   for (int64_t c = 0; c < channels; c += scratch.chunk) {
     const int64_t count = smaller(scratch.chunk, channels - c);
-    pack<U, PairAxis::position>(source_panels, from_channel(source, c), count, group.lines, group.length, contiguous);
+    pack<U, PairAxis::position>(source_panels, from_channel(source, c), count, lines, source_part.length, contiguous);
     const int64_t next = c + count, next_count = smaller(scratch.chunk, channels - next);
     Prefetcher prefetcher;
-    prefetch_lines(prefetcher, from_channel(target, c), count, group, contiguous);
-    prefetch_lines(prefetcher, from_channel(source, next), next_count, group, contiguous);
-    prefetcher.spread(group.lines * Stripes<U>(group.length).prefetches(count, steps));
-    for (int64_t g = 0; g < group.lines; ++g) {
-      multiply<U>(count, group.length, steps, {source_panels + g * count * source_stride, source_stride, 1},
-                  operand + g * stride * stride, stride, scratch.panels[1] + g * count * stride, stride, false,
-                  scratch.product, prefetcher);
+    prefetch_lines(prefetcher, from_channel(target, c), count, target_part, contiguous);
+    prefetch_lines(prefetcher, from_channel(source, next), next_count, source_part, contiguous);
+    prefetcher.spread(lines * Stripes<U>(target_part.length).prefetches(count, steps));
+    for (int64_t g = 0; g < lines; ++g) {
+      multiply<U>(count, target_part.length, steps, {source_panels + g * count * source_stride, source_stride, 1},
+                  operand + g * stride * stride, stride, scratch.panels[1] + g * count * target_stride, target_stride,
+                  false, scratch.product, prefetcher);
     }
-    unpack<merge>(scratch.panels[1], weights, from_channel(target, c), count, group.lines, group.length, contiguous);
+    const auto finish = [&](auto how) {
+      unpack<decltype(how)::value>(scratch.panels[1], weights, stride, from_channel(target, c), count, lines,
+                                   target_part.length, contiguous);
+    };
+    if (merge == Merge::write) finish(std::integral_constant<Merge, Merge::write>());
+    if (merge == Merge::add) finish(std::integral_constant<Merge, Merge::add>());
+    if (merge == Merge::weigh) finish(std::integral_constant<Merge, Merge::weigh>());
   }
 }
 
@@ -329,13 +357,13 @@ void transpose_square(Sum* square, int64_t stride) {
 // only, so elsewhere the diagonal becomes what scales to minus infinity. Returns the factor to apply: not 0, which
 // would make NaN of that.
 template <class Sum>
-Sum mask_logits(Sum* square, Sum scale, bool keep_diagonal, int64_t length, int64_t stride) {
+Sum mask_logits(Sum* square, Sum scale, bool mask_diagonal, int64_t length, int64_t stride) {
   if (scale == 0) {
     for (int64_t i = 0; i < length * stride; ++i) square[i] *= 0;  // what is not finite becomes NaN
     scale = 1;
   }
   const Sum masked = scale > 0 ? -HUGE_VAL : HUGE_VAL;
-  for (int64_t i = 0; i < length && !keep_diagonal; ++i) square[i * stride + i] = masked;
+  for (int64_t i = 0; i < length && mask_diagonal; ++i) square[i * stride + i] = masked;
   return scale;
 }
 
@@ -383,11 +411,11 @@ struct Turn {
 // has seen others: a cross without any is NaN.
 template <class Sum>
 void softmax_line(Sum* logits, const Sum* high, const Sum* low, Sum* weights, double* lse, int64_t lse_stride,
-                  Sum scale, Turn turn, int64_t length, int64_t stride) {
+                  Sum scale, Turn turn, int64_t keys, int64_t queries, int64_t stride) {
   constexpr int kN = kLanes<Sum>;
-  for (int64_t i = 0; i < length; i += kN) {
+  for (int64_t i = 0; i < queries; i += kN) {
     Vector<Sum> top = load(logits + i) * scale;
-    for (int64_t j = 0; j < length; ++j) {
+    for (int64_t j = 0; j < keys; ++j) {
       const Vector<Sum> logit = load(logits + j * stride + i) * scale;
       store(logits + j * stride + i, logit);
       top = maximum<Sum>(logit, top);
@@ -395,7 +423,7 @@ void softmax_line(Sum* logits, const Sum* high, const Sum* low, Sum* weights, do
     if (!turn.first) top = maximum<Sum>(top, load(high + i));
     const Vector<Sum> base = (top == Sum(-HUGE_VAL)) ? Vector<Sum>{} : top;
     Vector<Sum> total{};
-    for (int64_t j = 0; j < length; ++j) {
+    for (int64_t j = 0; j < keys; ++j) {
       const Vector<Sum> p = exponential(load(logits + j * stride + i) - base);
       store(logits + j * stride + i, p);
       total += p;
@@ -407,53 +435,59 @@ void softmax_line(Sum* logits, const Sum* high, const Sum* low, Sum* weights, do
     }
     Vector<Sum> factor = Sum(1) / total;
     if (!turn.last) factor = (total == Sum(0)) ? Vector<Sum>{} : factor;
-    for (int64_t j = 0; j < length; ++j) store(logits + j * stride + i, load(logits + j * stride + i) * factor);
+    for (int64_t j = 0; j < keys; ++j) store(logits + j * stride + i, load(logits + j * stride + i) * factor);
     store(weights + i, before * factor);
-    for (int64_t lane = 0; lane < smaller(kN, length - i); ++lane) {
+    for (int64_t lane = 0; lane < smaller(kN, queries - i); ++lane) {
       lse[(i + lane) * lse_stride] = double(base[lane]) + double(std::log(total[lane]));
     }
   }
 }
 
 template <class U, class E>
-void forward_group(const CrissCrossForward& call, const Pass& pass, bool channels_are_first, int64_t index,
-                   char* memory) {
+void forward_part(const CrissCrossForward& call, const Pass& pass, const LineGroup& queries, const LineGroup& keys,
+                  bool same, Turn turn, Contiguous contiguous, const Scratch<U>& scratch) {
   using Sum = typename U::Sum;
   using Unit = typename U::Unit;
+  const int64_t stride = scratch.stride;
+  Sum *logits = scratch.squares[0], *weights = scratch.line_values[0];
+  Sum *lse_high = scratch.line_values[1], *lse_low = scratch.line_values[2];
+
+  correlate<U, E>(view_lines<const E>(call.key, pass.axis, keys), keys,
+                  view_lines<const E>(call.query, pass.axis, queries), queries, call.shape.key_channels, contiguous,
+                  scratch, logits);
+
+  const LineView<double> lse = position_values(call.lse, call.shape, pass.axis, queries);
+  if (!turn.first) {
+    gather_lse<Sum>({lse.data, 0, lse.line_stride, lse.position_stride}, lse_high, lse_low, queries, stride);
+  }
+  for (int64_t g = 0; g < queries.lines; ++g) {
+    Sum* square = logits + g * stride * stride;
+    const bool mask_diagonal = same && pass.axis != Axis::row;
+    const Sum scale = mask_logits(square, Sum(call.scale), mask_diagonal, keys.length, stride);
+    softmax_line(square, lse_high + g * stride, lse_low + g * stride, weights + g * stride,
+                 lse.data + g * lse.line_stride, lse.position_stride, scale, turn, keys.length, queries.length, stride);
+    to_units<U>(square, reinterpret_cast<Unit*>(square), keys.length, stride);
+  }
+
+  aggregate<U, E>(turn.first ? Merge::write : Merge::weigh, view_lines<const E>(call.value, pass.axis, keys), keys,
+                  reinterpret_cast<const Unit*>(logits), view_lines<E>(call.output, pass.axis, queries), queries,
+                  weights, call.shape.value_channels, contiguous, scratch);
+}
+
+template <class U, class E>
+void forward_group(const CrissCrossForward& call, const Pass& pass, bool channels_are_first, int64_t index,
+                   char* memory) {
   [[maybe_unused]] const std::conditional_t<U::kTiles, TileScope, int> tiles{};
   Scratch<U> scratch;
   scratch.lay_out(call.shape, pass, 1, memory);
   const LineGroup group = pass.group(call.shape, index);
   const Contiguous contiguous = contiguous_axis(channels_are_first, pass.axis);
-  const Turn turn{pass.axis == Axis::row, pass.is_last};
-  const int64_t stride = scratch.stride;
-  Sum *logits = scratch.squares[0], *weights = scratch.line_values[0];
-  Sum *lse_high = scratch.line_values[1], *lse_low = scratch.line_values[2];
-
-  correlate<U, E>(view_lines<const E>(call.key, pass.axis, group), view_lines<const E>(call.query, pass.axis, group),
-                  call.shape.key_channels, group, contiguous, scratch, logits);
-
-  const LineView<double> lse = position_values(call.lse, call.shape, pass.axis, group);
-  if (!turn.first) {
-    gather_lse<Sum>({lse.data, 0, lse.line_stride, lse.position_stride}, lse_high, lse_low, group, stride);
-  }
-  for (int64_t g = 0; g < group.lines; ++g) {
-    Sum* square = logits + g * stride * stride;
-    const Sum scale = mask_logits(square, Sum(call.scale), turn.first, group.length, stride);
-    softmax_line(square, lse_high + g * stride, lse_low + g * stride, weights + g * stride,
-                 lse.data + g * lse.line_stride, lse.position_stride, scale, turn, group.length, stride);
-    to_units<U>(square, reinterpret_cast<Unit*>(square), group.length, stride);
-  }
-
-  const auto value = view_lines<const E>(call.value, pass.axis, group);
-  const auto output = view_lines<E>(call.output, pass.axis, group);
-  const Unit* probabilities = reinterpret_cast<const Unit*>(logits);
-  if (turn.first) {
-    aggregate<U, Merge::write>(value, probabilities, output, weights, call.shape.value_channels, group, contiguous,
-                               scratch);
-  } else {
-    aggregate<U, Merge::weigh>(value, probabilities, output, weights, call.shape.value_channels, group, contiguous,
-                               scratch);
+  for (int64_t own = 0; own < pass.length; own += pass.segment) {
+    for (int64_t other = 0; other < pass.length; other += pass.segment) {
+      const Turn turn{pass.axis == Axis::row && other == 0, pass.is_last && other + pass.segment >= pass.length};
+      forward_part<U, E>(call, pass, pass.part(group, own), pass.part(group, other), own == other, turn, contiguous,
+                         scratch);
+    }
   }
 }
 
@@ -497,10 +531,10 @@ void delta_row(const CrissCrossBackward& call, bool channels_are_first, int64_t 
 // logits^T -> probabilities^T, and products^T[j][i] = value_j . grad_output_i -> dlogits^T.
 template <class Sum>
 void softmax_backward_line(Sum* logits, Sum* products, const Sum* lse_high, const Sum* lse_low, const Sum* delta,
-                           Sum scale, Sum outer_scale, int64_t length, int64_t stride) {
-  for (int64_t i = 0; i < length; i += kLanes<Sum>) {
+                           Sum scale, Sum outer_scale, int64_t keys, int64_t queries, int64_t stride) {
+  for (int64_t i = 0; i < queries; i += kLanes<Sum>) {
     const Vector<Sum> high = load(lse_high + i), low = load(lse_low + i), delta_i = load(delta + i);
-    for (int64_t j = 0; j < length; ++j) {
+    for (int64_t j = 0; j < keys; ++j) {
       const Vector<Sum> p = exponential((load(logits + j * stride + i) * scale - high) - low);
       store(logits + j * stride + i, p);
       store(products + j * stride + i, p * (load(products + j * stride + i) - delta_i) * outer_scale);
@@ -508,56 +542,75 @@ void softmax_backward_line(Sum* logits, Sum* products, const Sum* lse_high, cons
   }
 }
 
-template <class U, Merge merge, class E>
-void backward_group(const CrissCrossBackward& call, const typename U::Sum* delta, const Pass& pass,
-                    bool channels_are_first, int64_t index, char* memory) {
+// first_of_queries, first_of_keys: nothing was written yet to the gradients of these queries, of these keys.
+template <class U, class E>
+void backward_part(const CrissCrossBackward& call, const typename U::Sum* delta, const Pass& pass,
+                   const LineGroup& queries, const LineGroup& keys, bool same, bool first_of_queries,
+                   bool first_of_keys, Contiguous contiguous, const Scratch<U>& scratch) {
   using Sum = typename U::Sum;
   using Unit = typename U::Unit;
+  const int64_t lines = queries.lines, stride = scratch.stride, area = stride * stride;
+  const int64_t key_channels = call.shape.key_channels, value_channels = call.shape.value_channels;
+  Sum *logits = scratch.squares[0], *dlogits = scratch.squares[1];
+  const auto view = [&](const MapView& map, const LineGroup& part) {
+    return view_lines<const E>(map, pass.axis, part);
+  };
+
+  correlate<U, E>(view(call.key, keys), keys, view(call.query, queries), queries, key_channels, contiguous, scratch,
+                  logits);
+  correlate<U, E>(view(call.value, keys), keys, view(call.grad_output, queries), queries, value_channels, contiguous,
+                  scratch, dlogits);
+
+  Sum *delta_lines = scratch.line_values[0], *lse_high = scratch.line_values[1], *lse_low = scratch.line_values[2];
+  gather_lse<Sum>(position_values(call.lse, call.shape, pass.axis, queries), lse_high, lse_low, queries, stride);
+  gather<Sum>(position_values(delta, call.shape, pass.axis, queries), delta_lines, queries, stride);
+  for (int64_t g = 0; g < lines; ++g) {
+    Sum* square = logits + g * area;
+    const bool mask_diagonal = same && pass.axis != Axis::row;
+    const Sum scale = mask_logits(square, Sum(call.scale), mask_diagonal, keys.length, stride);
+    softmax_backward_line(square, dlogits + g * area, lse_high + g * stride, lse_low + g * stride,
+                          delta_lines + g * stride, scale, Sum(call.scale), keys.length, queries.length, stride);
+    transpose_square(square, stride);
+    to_units<U>(square, reinterpret_cast<Unit*>(square), queries.length, stride);
+  }
+  const Merge to_queries = first_of_queries ? Merge::write : Merge::add;
+  const Merge to_keys = first_of_keys ? Merge::write : Merge::add;
+  // logits now holds probability[i][j], the right operand of grad_value.
+  aggregate<U, E>(to_keys, view(call.grad_output, queries), queries, reinterpret_cast<const Unit*>(logits),
+                  view_lines<E>(call.grad_value, pass.axis, keys), keys, nullptr, value_channels, contiguous, scratch);
+  const Unit* dlogits_by_key = reinterpret_cast<const Unit*>(dlogits);
+  if constexpr (U::kPair != 1) {  // the probabilities are used up: their memory takes the units
+    for (int64_t g = 0; g < lines; ++g) {
+      to_units<U>(dlogits + g * area, reinterpret_cast<Unit*>(logits + g * area), keys.length, stride);
+    }
+    dlogits_by_key = reinterpret_cast<const Unit*>(logits);
+  }
+  aggregate<U, E>(to_queries, view(call.key, keys), keys, dlogits_by_key,
+                  view_lines<E>(call.grad_query, pass.axis, queries), queries, nullptr, key_channels, contiguous,
+                  scratch);
+  for (int64_t g = 0; g < lines; ++g) {
+    transpose_square(dlogits + g * area, stride);
+    to_units<U>(dlogits + g * area, reinterpret_cast<Unit*>(dlogits + g * area), queries.length, stride);
+  }
+  aggregate<U, E>(to_keys, view(call.query, queries), queries, reinterpret_cast<const Unit*>(dlogits),
+                  view_lines<E>(call.grad_key, pass.axis, keys), keys, nullptr, key_channels, contiguous, scratch);
+}
+
+template <class U, class E>
+void backward_group(const CrissCrossBackward& call, const typename U::Sum* delta, const Pass& pass,
+                    bool channels_are_first, int64_t index, char* memory) {
   [[maybe_unused]] const std::conditional_t<U::kTiles, TileScope, int> tiles{};
   Scratch<U> scratch;
   scratch.lay_out(call.shape, pass, 2, memory);
   const LineGroup group = pass.group(call.shape, index);
   const Contiguous contiguous = contiguous_axis(channels_are_first, pass.axis);
-  const int64_t stride = scratch.stride, area = stride * stride;
-  const int64_t key_channels = call.shape.key_channels, value_channels = call.shape.value_channels;
-  Sum *logits = scratch.squares[0], *dlogits = scratch.squares[1];
-  const auto lines = [&](const MapView& map) { return view_lines<const E>(map, pass.axis, group); };
-
-  correlate<U, E>(lines(call.key), lines(call.query), key_channels, group, contiguous, scratch, logits);
-  correlate<U, E>(lines(call.value), lines(call.grad_output), value_channels, group, contiguous, scratch, dlogits);
-
-  Sum *delta_lines = scratch.line_values[0], *lse_high = scratch.line_values[1], *lse_low = scratch.line_values[2];
-  gather_lse<Sum>(position_values(call.lse, call.shape, pass.axis, group), lse_high,
-                  lse_low, group, stride);
-  gather<Sum>(position_values(delta, call.shape, pass.axis, group), delta_lines, group, stride);
-  for (int64_t g = 0; g < group.lines; ++g) {
-    Sum* square = logits + g * area;
-    const Sum scale = mask_logits(square, Sum(call.scale), pass.axis == Axis::row, group.length, stride);
-    softmax_backward_line(square, dlogits + g * area, lse_high + g * stride, lse_low + g * stride,
-                          delta_lines + g * stride, scale, Sum(call.scale), group.length, stride);
-    transpose_square(square, stride);
-    to_units<U>(square, reinterpret_cast<Unit*>(square), group.length, stride);
-  }
-  // logits now holds probability[i][j], the right operand of grad_value.
-  aggregate<U, merge>(lines(call.grad_output), reinterpret_cast<const Unit*>(logits),
-                      view_lines<E>(call.grad_value, pass.axis, group), nullptr, value_channels, group, contiguous,
-                      scratch);
-  const Unit* dlogits_by_key = reinterpret_cast<const Unit*>(dlogits);
-  if constexpr (U::kPair != 1) {  // the probabilities are used up: their memory takes the units
-    for (int64_t g = 0; g < group.lines; ++g) {
-      to_units<U>(dlogits + g * area, reinterpret_cast<Unit*>(logits + g * area), group.length, stride);
+  const bool row = pass.axis == Axis::row;
+  for (int64_t own = 0; own < pass.length; own += pass.segment) {
+    for (int64_t other = 0; other < pass.length; other += pass.segment) {
+      backward_part<U, E>(call, delta, pass, pass.part(group, own), pass.part(group, other), own == other,
+                          row && other == 0, row && own == 0, contiguous, scratch);
     }
-    dlogits_by_key = reinterpret_cast<const Unit*>(logits);
   }
-  aggregate<U, merge>(lines(call.key), dlogits_by_key, view_lines<E>(call.grad_query, pass.axis, group), nullptr,
-                      key_channels, group, contiguous, scratch);
-  for (int64_t g = 0; g < group.lines; ++g) {
-    transpose_square(dlogits + g * area, stride);
-    to_units<U>(dlogits + g * area, reinterpret_cast<Unit*>(dlogits + g * area), group.length, stride);
-  }
-  aggregate<U, merge>(lines(call.query), reinterpret_cast<const Unit*>(dlogits),
-                      view_lines<E>(call.grad_key, pass.axis, group), nullptr, key_channels, group, contiguous,
-                      scratch);
 }
 
 // ---------------------------------------------------------------------------------------------- calls
@@ -615,12 +668,7 @@ struct Kernel {
     run(0, call.shape.batch * call.shape.frames * call.shape.rows, threads, parallel_for,
         [&](int64_t index, int64_t) { delta_row<E>(call, passes.first, index, delta); });
     run_passes(call.shape, passes, threads, parallel_for, [&](const Pass& pass, int64_t index, int64_t worker) {
-      char* scratch = memory + size_t(worker) * size;
-      if (pass.axis == Axis::row) {
-        backward_group<U, Merge::write, E>(call, delta, pass, passes.first, index, scratch);
-      } else {
-        backward_group<U, Merge::add, E>(call, delta, pass, passes.first, index, scratch);
-      }
+      backward_group<U, E>(call, delta, pass, passes.first, index, memory + size_t(worker) * size);
     });
   }
 };

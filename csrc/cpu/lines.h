@@ -204,11 +204,11 @@ inline void prefetch_lines(Prefetcher& prefetcher, LineView<E> view, int64_t cha
 
 enum class Merge { write, add, weigh };
 
-// Writes panels [line][channels][stride] of sums back: map = sums, map += sums, or map = map * weights +
-// sums with weights [line][stride].
+// Writes panels [line][channels][padded length] of sums back: map = sums, map += sums, or map = map * weights + sums
+// with weights [line][weight_stride].
 template <Merge merge, class E, class Sum>
-inline void unpack(const Sum* panels, const Sum* weights, LineView<E> view, int64_t channels, int64_t lines,
-                   int64_t length, Contiguous contiguous) {
+inline void unpack(const Sum* panels, const Sum* weights, int64_t weight_stride, LineView<E> view, int64_t channels,
+                   int64_t lines, int64_t length, Contiguous contiguous) {
   constexpr int kN = kLanes<Sum>;
   const int64_t stride = round_up(length, kN);
   const auto put = [&](E* target, Vector<Sum> sums, Vector<Sum> weight, int64_t count) {
@@ -230,7 +230,7 @@ inline void unpack(const Sum* panels, const Sum* weights, LineView<E> view, int6
       for (int64_t g = 0; g < lines; ++g) {
         for (int64_t p = 0; p < length; p += kN) {
           Vector<Sum> weight{};
-          if constexpr (merge == Merge::weigh) weight = load(weights + g * stride + p);
+          if constexpr (merge == Merge::weigh) weight = load(weights + g * weight_stride + p);
           put(at(c, g, p), load(panels + (g * channels + c) * stride + p), weight, length - p);
         }
       }
@@ -249,7 +249,7 @@ inline void unpack(const Sum* panels, const Sum* weights, LineView<E> view, int6
           for (int64_t i = 0; i < count; ++i) old[i] = *at(c, alone, p + i);
         }
         Vector<Sum> weight{};
-        if constexpr (merge == Merge::weigh) weight = load(weights + alone * stride + p);
+        if constexpr (merge == Merge::weigh) weight = load(weights + alone * weight_stride + p);
         put(old, load(row + p), weight, kN);
         for (int64_t i = 0; i < count; ++i) *at(c, alone, p + i) = old[i];
       }
@@ -259,7 +259,8 @@ inline void unpack(const Sum* panels, const Sum* weights, LineView<E> view, int6
       for (int64_t p = 0; p < length; p += kN) {
         Vector<Sum> weight[kN];
         if constexpr (merge == Merge::weigh) {
-          for (int64_t i = 0; i < kN; ++i) weight[i] = i < valid ? load(weights + (g + i) * stride + p) : Vector<Sum>{};
+          for (int64_t i = 0; i < kN; ++i)
+            weight[i] = i < valid ? load(weights + (g + i) * weight_stride + p) : Vector<Sum>{};
           transpose<Sum>(weight);
         }
         const int64_t steps = smaller(kN, length - p);
@@ -285,7 +286,7 @@ inline void unpack(const Sum* panels, const Sum* weights, LineView<E> view, int6
         transpose<Sum>(block);
         for (int64_t i = 0; i < steps; ++i) {
           Vector<Sum> weight{};
-          if constexpr (merge == Merge::weigh) weight += weights[g * stride + p + i];
+          if constexpr (merge == Merge::weigh) weight += weights[g * weight_stride + p + i];
           put(at(c, g, p + i), block[i], weight, valid);
         }
       }
