@@ -279,6 +279,9 @@ def ones(*shape: int, dtype: Any = np.float32) -> Array:
         ({"scale": "1"}, TypeError, "scale must be a number, got str"),
         ({"scale": np.ones(1)}, TypeError, "scale must be a number, got ndarray"),
         ({"scale": None}, TypeError, "scale must be a number, got NoneType"),
+        ({"scale": 1j}, TypeError, "scale must be a number, got complex"),
+        ({"scale": torch.tensor(1.0)}, TypeError, "scale must be a number, got Tensor"),
+        ({"scale": 10**400}, ValueError, "scale must be in the range of float64"),
     ],
 )
 def test_wrong_arguments(changes: dict[str, Any], error: type[Exception], message: str) -> None:

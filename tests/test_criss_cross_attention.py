@@ -11,9 +11,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,6 +26,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gingham import info, reference
+from gingham.array import criss_cross_attention as array_attention
 from gingham.ops import criss_cross_attention
 from oracles.dense_attention import (
     Quantity,
@@ -852,6 +855,7 @@ def run_python(script: str, *arguments: str, **environment: str) -> subprocess.C
 
 MEMORY = """
 import resource, torch
+from gingham.array import criss_cross_attention as array_attention
 from gingham.ops import criss_cross_attention
 torch.set_num_threads(2)
 def step(query, key, value):
@@ -878,6 +882,7 @@ def test_no_attention_weights_are_stored() -> None:
 
 INSTRUCTION_SET = """
 import sys, torch
+from gingham.array import criss_cross_attention as array_attention
 from gingham.ops import criss_cross_attention
 results = []
 for arguments in torch.load(sys.argv[1]):
@@ -1195,3 +1200,23 @@ def test_vmap_compiles_in_one_graph() -> None:
         torch.testing.assert_close(got, expected)
     expected = criss_cross_attention(*(x.flatten(0, 2) for x in (query, key[:1].expand_as(key), value)))
     torch.testing.assert_close(results[1][0].flatten(0, 2), expected)
+
+
+# ------------------------------------------------------------------------------------------------ kinds of numbers
+
+
+@pytest.mark.parametrize("scale", [2, True, np.float32(0.5), np.float16(0.5), np.int64(2), Fraction(1, 2)])
+def test_the_scale_may_be_any_real_number(scale: Any) -> None:
+    query, key, value, grad = maps(4, 5)
+    for got, expected in zip(
+        run(query, key, value, grad, scale), run(query, key, value, grad, float(scale)), strict=True
+    ):
+        assert torch.equal(got, expected)
+    arrays = [x.numpy() for x in (query, key, value)]
+    assert np.array_equal(array_attention(*arrays, scale=scale), array_attention(*arrays, scale=float(scale)))
+
+
+@pytest.mark.parametrize("scale", [10**400, Fraction(10**400)])
+def test_a_scale_beyond_float64_is_refused(scale: Any) -> None:
+    with pytest.raises(ValueError, match="criss_cross_attention: scale must be in the range of float64"):
+        criss_cross_attention(*maps(4, 5)[:3], scale=scale)

@@ -32,7 +32,7 @@ def criss_cross_attention(
             Maps whose columns or channels are adjacent in memory are read in place, others are copied.
         key: shape and dtype of `query`.
         value: [B, Cv, *S], batch, spatial sizes and dtype of `query`.
-        scale: factor on the logits.
+        scale: factor on the logits, any real number.
         out: where the result goes: shape and dtype of `value`, writeable, sharing no memory with the inputs. A new
             array in the memory order of `value` when None.
         threads: number of CPU threads; not for CuPy.
@@ -42,7 +42,7 @@ def criss_cross_attention(
 
     Raises:
         TypeError: an argument is no array, the arrays are of different kinds, or a dtype is not supported.
-        ValueError: shapes do not agree, or `out` or `threads` cannot be used.
+        ValueError: shapes do not agree, or `scale`, `out` or `threads` cannot be used.
 
     Example:
         >>> import numpy as np
@@ -53,10 +53,9 @@ def criss_cross_attention(
     arrays = {"query": query, "key": key, "value": value} | ({} if out is None else {"out": out})
     module = _module_of(arrays)
     _check(module, arrays)
-    if not isinstance(scale, numbers.Real):
-        raise TypeError(f"criss_cross_attention: scale must be a number, got {type(scale).__name__}")
+    factor = _as_float(scale)
     with contextlib.nullcontext() if module is np else module.cuda.Device(value.device.id):
-        return _run(module, query, key, value, float(scale), out, threads)
+        return _run(module, query, key, value, factor, out, threads)
 
 
 def _run(module: Any, query: Any, key: Any, value: Any, scale: float, out: Any, threads: int | None) -> Any:
@@ -145,6 +144,15 @@ def _check(module: Any, arrays: dict[str, Any]) -> None:
         for name in ("query", "key", "value"):
             if module.may_share_memory(out, arrays[name]):
                 raise ValueError(f"criss_cross_attention: out must share no memory with the inputs, got that of {name}")
+
+
+def _as_float(scale: Any) -> float:
+    if not isinstance(scale, numbers.Real):
+        raise TypeError(f"criss_cross_attention: scale must be a number, got {type(scale).__name__}")
+    try:
+        return float(scale)
+    except OverflowError:
+        raise ValueError("criss_cross_attention: scale must be in the range of float64, got a number beyond") from None
 
 
 def _thread_count(threads: int | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from functools import partial
 from typing import Any
 
@@ -35,7 +36,7 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: f
             strides (maps whose columns or channels are adjacent in memory are read in place).
         key: shape, dtype and device of `query`.
         value: [B, Cv, *S], batch, spatial sizes, dtype and device of `query`.
-        scale: factor on the logits. CCNet uses none: 1.0.
+        scale: factor on the logits, any real number. CCNet uses none: 1.0.
 
     Returns:
         [B, Cv, *S] in the dtype and memory format of `value`. Sums are held in float32 (float64 for float64). Under
@@ -48,7 +49,7 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: f
 
     Raises:
         TypeError: an argument is no tensor, or the dtypes are not one supported floating type.
-        ValueError: shapes or devices do not agree.
+        ValueError: shapes or devices do not agree, or `scale` is beyond the range of float64.
 
     Example:
         >>> import torch
@@ -59,6 +60,7 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: f
     try:
         if type(scale) is not float:
             _check(query, key, value, scale)  # torch would take a tensor for a number, and its gradient for none
+            scale = _as_float(scale)
         device = "cuda" if value.is_cuda else "cpu"
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
@@ -87,6 +89,15 @@ def _tf32_is_allowed() -> bool:
 _tf32_is_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def _as_float(scale: Any) -> Any:
+    if isinstance(scale, torch.SymFloat):
+        return scale
+    try:
+        return float(scale)
+    except OverflowError:
+        raise ValueError("criss_cross_attention: scale must be in the range of float64, got a number beyond") from None
+
+
 def _check(query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
     arguments = {"query": query, "key": key, "value": value}
     for name, x in arguments.items():
@@ -98,7 +109,7 @@ def _check(query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
             raise TypeError(
                 f"criss_cross_attention: {name} must be float32, float64, float16 or bfloat16, got {describe(x)}"
             )
-    if not isinstance(scale, (int, float, torch.SymFloat)):
+    if not isinstance(scale, (numbers.Real, torch.SymFloat)):
         raise TypeError(f"criss_cross_attention: scale must be a number, got {describe(scale)}")
     if query.dim() not in (4, 5):
         raise ValueError(
