@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 pytest.importorskip("lightning")
 import lightning
 
-from gingham.cli.training import config_file, packaged_configs
+from gingham.cli.training import Pictures, config_file, packaged_configs
 from gingham.errors import CheckpointError, DataError
 from gingham.methods.ccnet.objective import HardPixels
 from gingham.methods.ccnet.recipe import CCNetRecipe
@@ -70,7 +70,7 @@ class Rates(lightning.Callback):
 @pytest.mark.filterwarnings("ignore")
 def test_any_loader_of_images_and_labels_will_do(tmp_path: Path) -> None:
     recipe = CCNetRecipe(NETWORK)
-    run = trainer(tmp_path, max_epochs=1)
+    run = trainer(tmp_path, max_epochs=1, callbacks=[Pictures()])
     run.fit(recipe, DataLoader(items(4), 2), DataLoader(items(2)))
     names = {"loss", "val_miou", "val_pixel_accuracy", "val_mean_accuracy", *(f"val_iou/{i:02d}" for i in range(7))}
     assert set(run.callback_metrics) == names
@@ -185,7 +185,7 @@ def test_options_outside_their_range_are_named(options: dict[str, Any]) -> None:
 def test_networks_that_do_not_fit_the_options_are_refused() -> None:
     with pytest.raises(ValueError, match="category_channels come together"):
         CCNetRecipe(NETWORK | {"category_channels": 4})
-    with pytest.raises(ValueError, match="network has no option loop: there are backbone, num_classes, loops"):
+    with pytest.raises(ValueError, match="network has no option 'loop': there are backbone, num_classes, loops"):
         CCNetRecipe(NETWORK | {"loop": 1})
 
 

@@ -116,6 +116,8 @@ class LastCheckpoint(Checkpoint):
         self._publish(trainer)
 
     def _take(self, trainer: lightning.Trainer) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         trainer.save_checkpoint(self.part)
         self._step, self._taken = trainer.global_step, True
 

@@ -171,8 +171,9 @@ class _CLI(LightningCLI):
         own = self.config_init["trainer"].get("callbacks") or []
         callbacks = [*(own if isinstance(own, list) else [own]), Pictures()]
         if self.command == "fit":
-            callbacks += checkpoints(self.run_dir / "checkpoints", self.config["checkpoint_every"])
-            if not self.config["trainer"].get("logger"):
+            if self.config["trainer"].get("enable_checkpointing") is not False:
+                callbacks += checkpoints(self.run_dir / "checkpoints", self.config["checkpoint_every"])
+            if self.config["trainer"].get("logger") in (None, True):
                 steps = self.state["global_step"] if self.state else 0
                 board = TensorBoardLogger(self.run_dir, name="", version="tensorboard", purge_step=steps or None)
                 kwargs["logger"] = [board, MetricsFile(self.run_dir, steps)]

@@ -77,7 +77,7 @@ class CCNetRecipe(lightning.LightningModule):
         super().__init__()
         if unknown := sorted(network.keys() - inspect.signature(CCNet).parameters.keys()):
             options = ", ".join(inspect.signature(CCNet).parameters)
-            raise ValueError(f"network has no option {unknown[0]}: there are {options}")
+            raise ValueError(f"network has no option {unknown[0]!r}: there are {options}")
         if optimizer not in ("sgd", "adamw"):
             raise ValueError(f"optimizer must be 'sgd' or 'adamw', got {optimizer!r}")
         if evaluation not in ("whole", "sliding"):
