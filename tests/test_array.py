@@ -250,8 +250,18 @@ def test_threads_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
 def test_wrong_threads(threads: Any) -> None:
-    with pytest.raises(ValueError, match="threads must be a positive whole number, got"):
-        criss_cross_attention(*maps(5, 6), threads=threads)
+    for batch in (0, 2):
+        with pytest.raises(ValueError, match="threads must be a positive whole number, got"):
+            criss_cross_attention(*maps(5, 6, batch=batch), threads=threads)
+
+
+@pytest.mark.parametrize("threads", [10**6, 2**31, 10**30])
+def test_more_threads_than_any_machine_has(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = maps(5, 6)
+    expected = criss_cross_attention(*arguments)
+    assert np.array_equal(criss_cross_attention(*arguments, threads=threads), expected)
+    monkeypatch.setenv("GINGHAM_NUM_THREADS", str(threads))
+    assert np.array_equal(criss_cross_attention(*arguments), expected)
 
 
 def ones(*shape: int, dtype: Any = np.float32) -> Array:
@@ -322,6 +332,13 @@ def test_cupy_runs_on_the_current_stream() -> None:
         got = criss_cross_attention(query, key, value)
     stream.synchronize()
     assert_agrees(got.get(), *(2 * x for x in arrays))
+
+
+@pytest.mark.cuda
+def test_cupy_takes_no_threads() -> None:
+    cupy = pytest.importorskip("cupy")
+    with pytest.raises(ValueError, match="threads must be None for CuPy arrays, got 2"):
+        criss_cross_attention(*(cupy.asarray(x) for x in maps(4, 5)), threads=2)
 
 
 @pytest.mark.cuda

@@ -6,7 +6,6 @@ or the argument says otherwise), CuPy arrays on their own device, on the stream 
 
 from __future__ import annotations
 
-import contextlib
 import numbers
 import operator
 import os
@@ -18,6 +17,7 @@ import numpy as np
 from gingham._library import native
 
 _DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}  # gingham::DType
+_MOST_THREADS = 1024  # of those that can have work, each gets memory and a thread of the system
 
 
 def criss_cross_attention(
@@ -35,7 +35,7 @@ def criss_cross_attention(
         scale: factor on the logits, any real number.
         out: where the result goes: shape and dtype of `value`, writeable, sharing no memory with the inputs. A new
             array in the memory order of `value` when None.
-        threads: number of CPU threads; not for CuPy.
+        threads: number of CPU threads, of which at most 1024 are used; not for CuPy.
 
     Returns:
         `out`, [B, Cv, *S].
@@ -54,11 +54,15 @@ def criss_cross_attention(
     module = _module_of(arrays)
     _check(module, arrays)
     factor = _as_float(scale)
-    with contextlib.nullcontext() if module is np else module.cuda.Device(value.device.id):
-        return _run(module, query, key, value, factor, out, threads)
+    if module is np:
+        return _run(module, query, key, value, factor, out, _thread_count(threads))
+    if threads is not None:
+        raise ValueError(f"criss_cross_attention: threads must be None for CuPy arrays, got {threads!r}")
+    with module.cuda.Device(value.device.id):
+        return _run(module, query, key, value, factor, out, 0)
 
 
-def _run(module: Any, query: Any, key: Any, value: Any, scale: float, out: Any, threads: int | None) -> Any:
+def _run(module: Any, query: Any, key: Any, value: Any, scale: float, out: Any, threads: int) -> Any:
     shape = _call_shape(query.shape, value.shape)
     channels_last = _is_channels_last(value)
     maps = [_native(module, x, channels_last) for x in (query, key, value)]
@@ -68,7 +72,7 @@ def _run(module: Any, query: Any, key: Any, value: Any, scale: float, out: Any, 
         code = _DTYPES[value.dtype.name]
         views = [_view(module, x) for x in (*maps, result)]
         if module is np:
-            native().criss_cross_attention(shape, code, scale, *views, lse.ctypes.data, _thread_count(threads))
+            native().criss_cross_attention(shape, code, scale, *views, lse.ctypes.data, threads)
         else:
             _run_cuda(module, shape, code, scale, views, lse)
     if out is not None and result is not out:
@@ -162,14 +166,14 @@ def _thread_count(threads: int | None) -> int:
             return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if not text.isdecimal() or int(text) < 1:
             raise ValueError(f"GINGHAM_NUM_THREADS must be a positive whole number, got {text!r}")
-        return int(text)
+        return min(int(text), _MOST_THREADS)
     try:
         count = 0 if isinstance(threads, bool) else operator.index(threads)
     except TypeError:
         count = 0
     if count < 1:
         raise ValueError(f"criss_cross_attention: threads must be a positive whole number, got {threads!r}")
-    return count
+    return min(count, _MOST_THREADS)
 
 
 def _call_shape(query: tuple[int, ...], value: tuple[int, ...]) -> tuple[int, ...]:
