@@ -86,13 +86,7 @@ template <class P>
 __device__ typename P::Weights softmax(typename P::Sum (&logits)[P::kSegment / 8][4], const ForwardPass<P>& pass,
                                        const Place& place, typename P::Sum* row_factors) {
   using Sum = typename P::Sum;
-  Split<Sum> before[2];
-  Sum largest[2], kept[2], total[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    before[half] = Split<Sum>(pass.first ? -INFINITY : at_own<double>(pass.lse, place, half, -INFINITY));
-    largest[half] = before[half].high;
-  }
+  Sum largest[2] = {-INFINITY, -INFINITY}, kept[2], total[2];
   for_each_sum<P>(place, [&](int j, int e, int other) {
     Sum& x = logits[j][e];
     x = on_cross(pass.work, place, e / 2, other) ? x * pass.scale : -INFINITY;
@@ -101,8 +95,10 @@ __device__ typename P::Weights softmax(typename P::Sum (&logits)[P::kSegment / 8
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     for (int mask = 1; mask < 4; mask *= 2) largest[half] = fmax(largest[half], shuffle_xor(largest[half], mask));
+    const Split<Sum> before(pass.first ? -INFINITY : at_own<double>(pass.lse, place, half, -INFINITY));
+    largest[half] = fmax(largest[half], before.high);
     if (largest[half] == -INFINITY) largest[half] = 0;
-    kept[half] = exp((before[half].high - largest[half]) + before[half].low);
+    kept[half] = exp((before.high - largest[half]) + before.low);
     total[half] = 0;
   }
   for_each_sum<P>(place, [&](int j, int e, int) {

@@ -154,9 +154,14 @@ struct Tf32Product {
   __device__ static float to_element(float x) { return x; }
 
   __device__ static void split(float x, uint32_t& big, uint32_t& small) {
-    big = round_to_tf32(x);
-    if (exact && !isfinite(float_of_bits(big))) big = 0;
-    small = exact ? round_to_tf32(x - float_of_bits(big)) : 0;
+    if constexpr (exact) {
+      // Rounded by hand: round_to_tf32 tests for infinity once more. What is compared with rounds to infinity.
+      big = fabs(x) < 0x1.ffep127f ? (bits_of_float(x) + 0x1000u) & ~0x1fffu : 0;
+      small = round_to_tf32(x - float_of_bits(big));
+    } else {
+      big = round_to_tf32(x);
+      small = 0;
+    }
   }
   __device__ static Left split(const float (&x)[4]) {
     Left left;
