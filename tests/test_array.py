@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gingham.array import criss_cross_attention
+from gingham.array import _may_overlap_itself, criss_cross_attention
 from oracles.dense_attention import dense_attention
 
 Array = np.ndarray[Any, Any]
@@ -298,6 +299,42 @@ def test_wrong_arguments(changes: dict[str, Any], error: type[Exception], messag
     arguments = dict(zip(("query", "key", "value"), maps(4, 5), strict=True)) | changes
     with pytest.raises(error, match=f"criss_cross_attention: {message}"):
         criss_cross_attention(**arguments)
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value", "out"])
+def test_masked_arrays_are_refused(name: str) -> None:
+    arguments = dict(zip(("query", "key", "value"), maps(4, 5), strict=True)) | {"out": ones(2, 7, 4, 5)}
+    arguments[name] = np.ma.masked_greater(arguments[name], 0.5)
+    with pytest.raises(TypeError, match=f"{name} must be an array without a mask, got MaskedArray"):
+        criss_cross_attention(**arguments)
+
+
+@pytest.mark.parametrize(
+    "strides", [(0, 80, 20, 4), (560, 80, 16, 4), (560, 0, 20, 4), (140, 20, 5, 1), (-560, 80, -16, 4), (4, 4, 4, 4)]
+)
+def test_out_must_not_overlap_itself(strides: tuple[int, ...]) -> None:
+    room = np.zeros(4000, dtype=np.uint8)[2000:].view(np.float32)
+    out = np.lib.stride_tricks.as_strided(room, (2, 7, 4, 5), strides)
+    with pytest.raises(ValueError, match="out must not overlap itself, got strides"):
+        criss_cross_attention(*maps(4, 5), out=out)
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(-24, 24)), min_size=1, max_size=4))
+def test_whether_an_array_overlaps_itself(axes: list[tuple[int, int]]) -> None:
+    shape, strides = zip(*axes, strict=True)
+    x = np.lib.stride_tricks.as_strided(np.zeros(800, dtype=np.uint8)[400:].view(np.float32), shape, strides)
+    starts = sum(
+        np.arange(extent).reshape(-1, *[1] * (len(axes) - 1 - axis)) * stride
+        for axis, (extent, stride) in enumerate(axes)
+    )
+    addresses = np.sort(np.ravel(starts))
+    if bool((np.diff(addresses) < x.itemsize).any()):
+        assert _may_overlap_itself(x)
+    order = np.argsort(np.abs(strides))
+    nested = all(abs(strides[b]) >= abs(strides[a]) * shape[a] for a, b in itertools.pairwise(order))
+    if not x.size or (nested and abs(strides[order[0]]) >= x.itemsize):
+        assert not _may_overlap_itself(x)
 
 
 def test_out_must_not_be_an_input() -> None:

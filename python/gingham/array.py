@@ -33,15 +33,15 @@ def criss_cross_attention(
         key: shape and dtype of `query`.
         value: [B, Cv, *S], batch, spatial sizes and dtype of `query`.
         scale: factor on the logits, any real number.
-        out: where the result goes: shape and dtype of `value`, writeable, sharing no memory with the inputs. A new
-            array in the memory order of `value` when None.
+        out: where the result goes: shape and dtype of `value`, writeable, sharing no memory with the inputs and none
+            between its elements. A new array in the memory order of `value` when None.
         threads: number of CPU threads, of which at most 1024 are used; not for CuPy.
 
     Returns:
         `out`, [B, Cv, *S].
 
     Raises:
-        TypeError: an argument is no array, the arrays are of different kinds, or a dtype is not supported.
+        TypeError: an argument is no array or has a mask, the arrays are of different kinds, or a dtype is not known.
         ValueError: shapes do not agree, or `scale`, `out` or `threads` cannot be used.
 
     Example:
@@ -98,6 +98,11 @@ def _module_of(arrays: dict[str, Any]) -> Any:
     cupy = sys.modules.get("cupy")
     kinds = []
     for name, x in arrays.items():
+        if isinstance(x, np.ma.MaskedArray):
+            raise TypeError(
+                f"criss_cross_attention: {name} must be an array without a mask, got MaskedArray "
+                "(its filled() gives one)"
+            )
         if isinstance(x, np.ndarray):
             kinds.append(np)
         elif cupy is not None and isinstance(x, cupy.ndarray):
@@ -145,9 +150,24 @@ def _check(module: Any, arrays: dict[str, Any]) -> None:
             raise ValueError(f"criss_cross_attention: out must have the shape of value {value.shape}, got {out.shape}")
         if isinstance(out, np.ndarray) and not out.flags.writeable:
             raise ValueError("criss_cross_attention: out must be writeable, got a read-only array")
+        if _may_overlap_itself(out):
+            raise ValueError(
+                "criss_cross_attention: out must not overlap itself, got strides "
+                f"{out.strides} bytes for shape {out.shape}"
+            )
         for name in ("query", "key", "value"):
             if module.may_share_memory(out, arrays[name]):
                 raise ValueError(f"criss_cross_attention: out must share no memory with the inputs, got that of {name}")
+
+
+def _may_overlap_itself(x: Any) -> bool:
+    """Whether an axis steps into what the axes of smaller steps span: always so where elements share memory."""
+    span = x.itemsize
+    for step, extent in sorted((abs(stride), extent) for stride, extent in zip(x.strides, x.shape, strict=True)):
+        if extent > 1 and step < span:
+            return x.size > 0
+        span += (extent - 1) * step
+    return False
 
 
 def _as_float(scale: Any) -> float:
