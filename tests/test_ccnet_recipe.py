@@ -32,14 +32,17 @@ NETWORK: dict[str, Any] = {
 
 def trainer(folder: Path, **options: Any) -> lightning.Trainer:
     warnings.filterwarnings("ignore")
-    silent = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     defaults = {
+        "accelerator": "cpu",
         "devices": 1,
         "default_root_dir": folder,
+        "logger": False,
         "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": False,
         "use_distributed_sampler": False,
     }
-    return lightning.Trainer(**silent, **defaults | options)
+    return lightning.Trainer(**defaults | options)
 
 
 def data(**options: Any) -> SegmentationData:
@@ -252,3 +255,29 @@ def test_packaged_configurations_fit_their_data_and_fix_the_batch(name: str) -> 
     recipe = CCNetRecipe(**options)  # reads no weights
     assert recipe.num_classes == SegmentationData(**config["data"]["init_args"]).label_space().num_classes
     assert isinstance(config["trainer"]["devices"], int)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("device", ["cpu", pytest.param("gpu", marks=pytest.mark.cuda)])
+def test_random_numbers_go_on_where_the_run_was(tmp_path: Path, device: str) -> None:
+    def state() -> Tensor:
+        return torch.get_rng_state() if device == "cpu" else torch.cuda.get_rng_state()
+
+    def draw() -> None:
+        torch.rand(3, device="cpu" if device == "cpu" else "cuda")
+
+    class AtTheFirstStep(lightning.Callback):
+        def on_before_zero_grad(self, *_: Any) -> None:
+            states.append(state())
+
+    states: list[Tensor] = []
+    steps = {"limit_val_batches": 0, "accelerator": device, "callbacks": [AtTheFirstStep()]}
+    without_dropout = NETWORK | {"dropout": 0.0}
+    run = trainer(tmp_path, max_steps=1, **steps)
+    run.fit(CCNetRecipe(without_dropout), data())
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    draw()
+    assert not torch.equal(state(), states[0])
+    run = trainer(tmp_path, max_steps=2, **steps)
+    run.fit(CCNetRecipe(without_dropout), data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert torch.equal(states[1], states[0])

@@ -118,7 +118,7 @@ class LastCheckpoint(Checkpoint):
     def _take(self, trainer: lightning.Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        trainer.save_checkpoint(self.part)
+        trainer.save_checkpoint(self.part, weights_only=False)
         self._step, self._taken = trainer.global_step, True
 
     def _publish(self, trainer: lightning.Trainer) -> None:
