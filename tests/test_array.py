@@ -341,6 +341,31 @@ def test_out_must_not_be_an_input() -> None:
     query, key, value = maps(4, 5)
     with pytest.raises(ValueError, match="out must share no memory with the inputs, got that of value"):
         criss_cross_attention(query, key, value, out=value)
+    room = ones(2, 9, 4, 5)
+    with pytest.raises(ValueError, match="out must share no memory with the inputs, got that of query"):
+        criss_cross_attention(room[:, :5], key, value, out=room[:, 2:])
+
+
+@pytest.mark.parametrize("order", [contiguous, channels_last])
+@pytest.mark.parametrize(
+    "part", [np.s_[:, 5:], np.s_[:, 5:, ::-1], np.s_[:, 10:4:-1]], ids=["after", "reversed rows", "reversed channels"]
+)
+def test_out_may_lie_beside_the_inputs_in_one_array(part: Any, order: Callable[[Array], Array]) -> None:
+    room = order(ones(2, 11, 4, 5))
+    room[:, :5] = maps(4, 5)[0]
+    inputs, out = room[:, :5], room[part][:, :5]
+    expected = criss_cross_attention(*(x.copy() for x in (inputs, inputs, inputs)))
+    assert criss_cross_attention(inputs, inputs, inputs, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_out_is_refused_where_it_is_too_hard_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_hard(*_: Any, **__: Any) -> bool:
+        raise np.exceptions.TooHardError
+
+    monkeypatch.setattr(np, "shares_memory", too_hard)
+    with pytest.raises(ValueError, match="out must share no memory with the inputs, got that of query"):
+        criss_cross_attention(*maps(4, 5), out=ones(2, 7, 4, 5))
 
 
 # ------------------------------------------------------------------------------------------------ CuPy
