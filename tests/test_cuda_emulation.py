@@ -301,6 +301,10 @@ def test_more_neighbouring_lines_than_a_block_takes(emulation: ctypes.CDLL, dtyp
     check(emulation, random_maps(dtype, 1, 2, 3, (37, 2)), dtype, axes)
 
 
+def test_the_block_with_most_shared_memory(emulation: ctypes.CDLL) -> None:
+    check(emulation, random_maps("bfloat16", 1, 1, 1, (113, 16)), "bfloat16", CHANNELS_FIRST)
+
+
 @pytest.mark.parametrize("extra", [1, 8])
 @LAYOUTS
 @EVERY_DTYPE

@@ -24,13 +24,18 @@ inline void check(cudaError_t error, const char* what) {
   throw std::runtime_error(std::string("gingham: CUDA failed to ") + what + ": " + cudaGetErrorString(error));
 }
 
+// What the blocks of every shape fit in, and every card gives a block.
+constexpr size_t kMostSharedBytes = 96 * 1024;
+
+// The limit set for a kernel is one constant: another thread may launch the same kernel for another shape.
 template <class Parameters>
 void launch(void (*kernel)(Parameters), int64_t blocks, int threads, size_t shared_bytes, void* stream,
             Parameters parameters) {
   if (blocks == 0) return;
+  if (shared_bytes > kMostSharedBytes) throw std::runtime_error("gingham: a block has more shared memory than it may");
   if (shared_bytes > 48 * 1024) {
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared_bytes)),
+                               static_cast<int>(kMostSharedBytes)),
           "reserve shared memory");
   }
   void* arguments[] = {&parameters};

@@ -79,7 +79,7 @@ class Device {
   void run_grid(int64_t blocks, int threads, size_t bytes, const std::function<void()>& kernel) {
     require(threads % 32 == 0 && threads <= 1024, "a block has whole warps, at most 32");
     require(blocks < (int64_t{1} << 31), "more blocks than a grid holds");
-    require(bytes <= 163 * 1024, "more shared memory than a block of compute capability 8.0 gets");
+    require(bytes <= 96 * 1024, "more shared memory than launch.cuh reserves");
     kernel_ = &kernel;
     shared_bytes = bytes;
     shared = allocate_guarded(bytes);
