@@ -313,6 +313,7 @@ enum class Axis { row, column, frame };
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // A map whose lines run along `axis`: planes x lines x positions are frames x rows x columns, frames x columns x rows,
 // rows x columns x frames.
@@ -363,7 +364,7 @@ void for_each_segment(Work work, int64_t first_image, int64_t images, Launch lau
   for (work.other_begin = 0; work.other_begin < work.length; work.other_begin += segment) {
     work.other_count = static_cast<int>(smaller(segment, work.length - work.other_begin));
     work.other_padded = static_cast<int>(ceil_div(work.other_count, 16) * 16);
-    launch_segment(work, images * work.planes * work.line_groups * work.own_tiles);
+    launch_segment(work, images * work.blocks_of_image());
   }
 }
 
@@ -390,15 +391,20 @@ Axis last_axis(const CrissCrossShape& shape) {
   return shape.frames > 1 ? Axis::frame : shape.rows > 1 ? Axis::column : Axis::row;
 }
 
-// As many images at a time as leave `maps` maps of value's size in half of a large L2 cache, and their blocks in a
-// grid.
-int64_t images_at_a_time(const CrissCrossShape& shape, int64_t element_bytes, int64_t maps) {
-  constexpr int64_t kCache = 24 << 20, kMostBlocks = int64_t{1} << 30;
+// As many images at a time as leave `maps` maps of value's size in half of the L2 cache; more where they are needed to
+// give every multiprocessor two blocks in each pass; no more than have their blocks in a grid.
+template <class P>
+int64_t images_at_a_time(const CrissCrossShape& shape, bool channels_last, int64_t maps) {
+  constexpr int64_t kMostBlocks = int64_t{1} << 30;
   const int64_t positions = shape.frames * shape.rows * shape.columns;
-  const int64_t by_cache = kCache / (positions * (shape.value_channels + 1) * element_bytes * maps);
-  const int64_t images =
-      smaller(by_cache > 1 ? by_cache : 1, kMostBlocks / positions > 1 ? kMostBlocks / positions : 1);
-  return smaller(images, shape.batch);
+  const int64_t element_bytes = sizeof(typename P::Element);
+  const int64_t by_cache = cache_bytes() / 2 / (positions * (shape.value_channels + 1) * element_bytes * maps);
+  int64_t fewest_blocks = kMostBlocks;
+  for_each_axis<P>(shape, channels_last, [&](Axis axis, auto block) {
+    fewest_blocks = smaller(fewest_blocks, work_of<P, decltype(block)>(shape, axis).blocks_of_image());
+  });
+  const int64_t images = larger(by_cache, ceil_div(2 * multiprocessors(), fewest_blocks));
+  return smaller(smaller(images, larger(kMostBlocks / positions, 1)), shape.batch);
 }
 
 bool is_channels_last(const MapView& value, const CrissCrossShape& shape) {
@@ -410,11 +416,12 @@ void forward(const CrissCrossForward& call, void* stream) {
   using T = typename P::Element;
   using Sum = typename P::Sum;
   const CrissCrossShape& shape = call.shape;
-  const int64_t images = images_at_a_time(shape, sizeof(T), 2);
+  const bool channels_last = is_channels_last(call.value, shape);
+  const int64_t images = images_at_a_time<P>(shape, channels_last, 2);
   const MapView lse = statistic_map(call.lse, shape);
   for (int64_t image = 0; image < shape.batch; image += images) {
     bool first = true;
-    for_each_axis<P>(shape, is_channels_last(call.value, shape), [&](Axis axis, auto block) {
+    for_each_axis<P>(shape, channels_last, [&](Axis axis, auto block) {
       using B = decltype(block);
       ForwardPass<P> pass{};
       pass.key_channels = shape.key_channels;
@@ -461,7 +468,7 @@ void backward(const CrissCrossBackward& call, void* delta, void* stream) {
   const CrissCrossShape& shape = call.shape;
   const bool channels_last = is_channels_last(call.value, shape);
   compute_delta<P>(call, delta, channels_last, stream);
-  const int64_t images = images_at_a_time(shape, sizeof(T), 3);
+  const int64_t images = images_at_a_time<P>(shape, channels_last, 3);
   const MapView lse = statistic_map(call.lse, shape), deltas = statistic_map(delta, shape);
   for (int64_t image = 0; image < shape.batch; image += images) {
     bool first = true;

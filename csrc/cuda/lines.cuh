@@ -36,6 +36,7 @@ struct Work {
   bool mask_self;                 // a position belongs to its row alone
 
   __host__ __device__ int own_positions() const { return tiles_per_line * 16; }
+  int64_t blocks_of_image() const { return planes * line_groups * own_tiles; }
 };
 
 // Where this block and this warp are.

@@ -15,6 +15,10 @@ inline T shuffle_xor(T value, int mask) {
                                       [&](const T* lanes, int lane) { return lanes[lane ^ mask]; });
 }
 
+// So small a device that batches are taken in parts.
+inline int64_t multiprocessors() { return 1; }
+inline int64_t cache_bytes() { return 1024; }
+
 template <class Parameters>
 void launch(void (*kernel)(Parameters), int64_t blocks, int threads, size_t shared_bytes, void*,
             Parameters parameters) {
