@@ -18,7 +18,8 @@ trap 'rm -rf "$site"' EXIT
 export PYTHONPATH=$site
 failures=0
 
-# step NAME SECONDS COMMAND...: its output to NAME.log, its end on the screen; the others go on when it fails.
+# step NAME SECONDS COMMAND...: its output to NAME.log, its end on the screen; the others go on when it fails. The limits
+# add up to 530 s.
 step() {
   local name=$1 limit=$2 begun=$SECONDS result
   shift 2
@@ -38,16 +39,16 @@ step() {
 } | tee "$folder/steps.log"
 
 GINGHAM_WITH_CUDA=ON CMAKE_ARGS="-DCMAKE_CUDA_ARCHITECTURES=$architecture-real" \
-  step build 240 "$PYTHON" -m pip install --no-build-isolation --no-deps --no-index --target "$site" . || exit 1
-step tests 200 "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_criss_cross_attention.py tests/test_array.py -m cuda
+  step build 180 "$PYTHON" -m pip install --no-build-isolation --no-deps --no-index --target "$site" . || exit 1
+step tests 120 "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_criss_cross_attention.py tests/test_array.py -m cuda
 if command -v compute-sanitizer >/dev/null; then
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1  # so that every tensor's end is an allocation's end
   for tool in memcheck racecheck; do
-    step $tool 70 compute-sanitizer --tool $tool --error-exitcode 9 --kernel-regex kns=gingham \
+    step $tool 50 compute-sanitizer --tool $tool --error-exitcode 9 --kernel-regex kns=gingham \
       "$PYTHON" bench/cuda_small_shapes.py
   done
   unset PYTORCH_NO_CUDA_MEMORY_CACHING
 fi
-LINES_SHOWN=80 step bench 230 "$PYTHON" -m gingham.bench --device cuda --seconds 150 --json "$folder/bench.json"
+LINES_SHOWN=80 step bench 130 "$PYTHON" -m gingham.bench --device cuda --seconds 90 --json "$folder/bench.json"
 echo "$failures steps failed; everything is in $folder" | tee -a "$folder/steps.log"
 exit $((failures > 0))
