@@ -5,16 +5,17 @@
 //   multiply_rows  logits = query rows x key rows, on tensor cores, streaming channels through shared memory;
 //   softmax        in registers; joins the log-sum-exp of the passes before, so that a pass ends with joint weights:
 //                  output = output * exp(lse_before - lse) + its own part. Rows hold the position itself, the other
-//                  axes mask it. A line of more than 128 positions (64 for float64) is several passes;
+//                  axes mask it. A line of more than kSegment positions (128, 64 for float64) is several passes;
 //   gather_rows    weights, still in registers, x value rows, streaming channels; tiles of results leave coalesced.
 // Backward recomputes the probabilities from lse. With delta = sum_c output * grad_output,
 //   dlogits = probability * (grad_output . value - delta) * scale
 // gives grad_query. "p lies on u's cross" is symmetric, so with own and other exchanged the same two products give
 // grad_value and grad_key: gathers all, no atomics, and the order of every sum is fixed by the shape alone.
 //
-// Held in device memory: lse, and delta in backward. Never a tensor of H + W. Between the passes the output stays in
-// its own place and type: for 16-bit types an axis more costs one rounding more, of a part of the output (half a unit
-// in the last place of that part, as much as rounding the weights costs); float32 parts would double the traffic.
+// Held in device memory: lse, and delta in backward. Never a tensor of H + W. Between the passes the output and the
+// gradients stay in their own place and type. For 16-bit types every pass so rounds the sum up to it once more, by half
+// a unit in its last place, as much as rounding the weights costs: once an axis, and on a line of several passes once a
+// pass. float32 parts would double the traffic.
 // Floor, forward: query, key, value read and output written once, 2 (Ck + Cv) elements a position, against
 // 2 (Ck + Cv) (H + W) operations: bytes, on a card that does more than some 100 operations a byte. Value and output
 // cross the bus twice unless they stay in L2; so images are taken a few at a time, all passes of one before the next.
