@@ -15,7 +15,8 @@ import torch
 import gingham
 from gingham._library import native
 
-SHIM = Path(__file__).parents[1] / "csrc" / "torch" / "shim.h"
+SOURCES = Path(__file__).parents[1]
+SHIM = SOURCES / "csrc" / "torch" / "shim.h"
 
 
 def run_python(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -130,3 +131,27 @@ def test_the_native_module_knows_neither_torch_nor_cuda() -> None:
         [nm, "-D", "-C", str(native().__file__)], capture_output=True, text=True, check=True
     ).stdout
     assert not re.search(r" U .*(torch|c10::)", listing)
+
+
+def test_objects_of_an_instruction_set_share_no_code_with_others() -> None:
+    """What is visible beyond one such object is in a namespace of its own.
+
+    Of functions with one name, such as the standard library's inline ones, the linker keeps any one for all: of AVX-512
+    perhaps, for machines that do not have it.
+    """
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("needs nm on PATH")
+    objects = []
+    for path in (SOURCES / "build").glob("*/CMakeFiles/*.dir/csrc/cpu/*.o"):
+        target, source = path.parents[2].name.removesuffix(".dir"), path.name.partition(".")[0]
+        if target.startswith(f"{source}_"):
+            objects.append((path, target.removeprefix(f"{source}_")))
+    if not objects:
+        pytest.skip("needs the objects of a build in the sources")
+    for path, instruction_set in objects:
+        listing = subprocess.run([nm, "-C", "--defined-only", path], capture_output=True, text=True, check=True).stdout
+        visible = re.findall(r"^[0-9a-f]+ [A-Zuvw] (.*)", listing, flags=re.MULTILINE)
+        own = f"gingham::cpu::{instruction_set}::"
+        assert any(name.startswith(f"{own}forward(") for name in visible), path
+        assert [name for name in visible if not name.startswith(own)] == [], path
