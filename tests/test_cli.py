@@ -153,7 +153,7 @@ def test_a_folder_holds_one_run(trained: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wait", [0.0, 0.7])
+@pytest.mark.parametrize("wait", [0.0, 0.3])
 def test_a_killed_run_resumes_to_the_same_weights(trained: Path, tmp_path: Path, wait: float) -> None:
     words = ["fit", "--config", "ccnet_world", *TINY, "--trainer.max_epochs=2", f"--run_dir={tmp_path}"]
     words += ["--checkpoint_every=1"]

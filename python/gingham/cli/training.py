@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import inspect
 import json
-import re
+import logging
 import warnings
-from argparse import ArgumentError
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,43 +14,13 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from gingham.cli.options import ConfigError, config_file, one_line_errors, packaged_configs, with_config_files
 from gingham.cli.records import MetricsFile, checkpoints, resolve_checkpoint
-from gingham.errors import CheckpointError, GinghamError
+from gingham.errors import CheckpointError
 from gingham.nn.checkpoint import check_fit, read_file
 
 __all__ = ["ConfigError", "Pictures", "config_file", "main", "packaged_configs", "resolve_checkpoint"]
-
-_CONFIGS = Path(__file__).parent.parent / "configs"
-
-
-class ConfigError(GinghamError, ValueError):
-    """A configuration that does not exist, or options that do not fit together."""
-
-
-def packaged_configs() -> list[str]:
-    """Names of the configurations in the package."""
-    return sorted(path.stem for path in _CONFIGS.glob("*.yaml"))
-
-
-def config_file(name: str) -> str:
-    """The file of a configuration: a path, or the bare name of a packaged one."""
-    if Path(name).is_file():
-        return name
-    if name in packaged_configs():
-        return str(_CONFIGS / f"{name}.yaml")
-    raise ConfigError(f"no config {name!r}: neither a file nor one of {', '.join(packaged_configs())}")
-
-
-def _with_config_files(words: list[str]) -> list[str]:
-    result = list(words)
-    for i, word in enumerate(result):
-        if word.startswith("--config="):
-            result[i] = "--config=" + config_file(word.removeprefix("--config="))
-        elif i and result[i - 1] in ("--config", "-c"):
-            result[i] = config_file(word)
-    return result
 
 
 class Pictures(Callback):
@@ -119,7 +83,7 @@ class _CLI(LightningCLI):
                 "allow_abbrev": False,
             },
             trainer_defaults={"use_distributed_sampler": False},
-            args=_with_config_files(words),
+            args=with_config_files(words),
             run=False,
             auto_configure_optimizers=False,
         )
@@ -201,11 +165,14 @@ def main(command: str, words: list[str]) -> int:
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create.*")
+    advertisement = "litlogger"
+    notices = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    notices.addFilter(lambda record: advertisement not in record.getMessage())
     if {"-h", "--help"} & set(words):
         return _help(command, words)
     if not any(word.startswith(("--config", "-c")) or ".help" in word for word in words):
         raise ConfigError(f"gingham {command} needs --config FILE, or the name of one: {', '.join(packaged_configs())}")
-    with _one_line_errors():
+    with one_line_errors():
         cli = _CLI(command, words)
     if command == "check-data":
         return _check_data(cli.datamodule)
@@ -234,14 +201,14 @@ def _fit(cli: _CLI) -> None:
         config = cli.config.clone(with_meta=False)
         config["ckpt_path"], config["overwrite"] = None, False
         cli.parser.save(config, cli.run_dir / "config.yaml", skip_none=False, overwrite=True)
-    with _one_line_errors(running=True):
+    with one_line_errors(running=True):
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
 
 
 def _evaluate(cli: _CLI) -> None:
     trainer = cli.trainer
     evaluate = trainer.validate if cli.command == "validate" else trainer.test
-    with _one_line_errors(running=True):
+    with one_line_errors(running=True):
         scores = evaluate(cli.model, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
     if trainer.is_global_zero:
         cli.run_dir.mkdir(parents=True, exist_ok=True)
@@ -257,73 +224,6 @@ def _read_checkpoint(path: str, *, training: bool) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{path} is no checkpoint of gingham fit: it has no {', '.join(missing)}")
     return dict(content)
-
-
-# ------------------------------------------------------------------------------------------------ errors and help
-
-
-@contextmanager
-def _one_line_errors(*, running: bool = False) -> Iterator[None]:
-    """Turns what users cause into a `ConfigError`: everything while the parts are made, less while they run."""
-    try:
-        yield
-    except GinghamError:
-        raise
-    except ArgumentError as error:
-        raise ConfigError(_parsing_problem(str(error))) from error
-    except MisconfigurationException as error:
-        raise ConfigError(str(error)) from error
-    except (ValueError, TypeError, AttributeError) as error:
-        cause: BaseException = error
-        while "Does not validate" in str(cause) and cause.__cause__ is not None:
-            cause = cause.__cause__  # jsonargparse wraps what a constructor raises
-        if running and not _raised_by_lightning(error):
-            raise
-        if isinstance(cause, GinghamError):
-            raise cause from error
-        raise ConfigError(str(cause)) from error
-
-
-def _raised_by_lightning(error: BaseException) -> bool:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("lightning.")
-
-
-def _parsing_problem(text: str) -> str:
-    """What jsonargparse says in many lines, in one that names the option."""
-    if unknown := re.search(r"unrecognized arguments: (\S+)", text):
-        return _unknown_option(unknown[1].partition("=")[0])
-    if unknown := re.search(r"Option '(.+?)' is not accepted", text):
-        part = re.search(r'Parser key "(\w+)', text)
-        owner = re.search(r"class_path '(.+?)'", text)
-        prefix = f"--{part[1]}." if part else ""
-        return f"no option {prefix}{unknown[1]}" + (f": there are {_options_of(owner[1])}" if owner else "")
-    if missing := re.search(r"arguments are required: (.*)", text):
-        return f"the configuration has no {missing[1]}; packaged ones are {', '.join(packaged_configs())}"
-    noise = ("Does not validate", "Subtypes:", "Errors:", "Problem with given class_path", "Given value")
-    lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
-    lines = [x for x in lines if x and not x.startswith(noise) and not x.startswith("Expected a <class 'NoneType'>")]
-    names = [name for line in lines for name in re.findall(r'^Parser key "(.+?)":', line)]
-    rest = " ".join(re.sub(r'^Parser key ".+?":\s*', "", line) for line in lines).strip()
-    return f"--{'.'.join(names)}: {rest}" if names else rest
-
-
-def _unknown_option(option: str) -> str:
-    if not option.startswith("--"):
-        return f"unexpected word {option!r}: options begin with --"
-    trainer = [f"--trainer.{name}" for name in inspect.signature(lightning.Trainer).parameters]
-    ours = ["--config", "--run_dir", "--checkpoint_every", "--ckpt_path", "--overwrite", "--seed_everything"]
-    known = trainer if option.startswith("--trainer.") else [*ours, "--model.*", "--data.*", "--trainer.*"]
-    close = difflib.get_close_matches(option, known, n=3)
-    rest = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
-    return f"no option {option}: {rest}"
-
-
-def _options_of(class_path: str) -> str:
-    module, _, name = class_path.rpartition(".")
-    return ", ".join(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
 
 
 _HELP = """usage: gingham {command} --config NAME [--data.root DIR] [--run_dir DIR] [--ckpt_path FILE] [options]

@@ -1,0 +1,112 @@
+"""Which configurations there are, and what is wrong with the options that were given, in one line."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+from argparse import ArgumentError
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lightning
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from gingham.errors import GinghamError
+
+_CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+class ConfigError(GinghamError, ValueError):
+    """A configuration that does not exist, or options that do not fit together."""
+
+
+def packaged_configs() -> list[str]:
+    """Names of the configurations in the package."""
+    return sorted(path.stem for path in _CONFIGS.glob("*.yaml"))
+
+
+def config_file(name: str) -> str:
+    """The file of a configuration: a path, or the bare name of a packaged one."""
+    if Path(name).is_file():
+        return name
+    if name in packaged_configs():
+        return str(_CONFIGS / f"{name}.yaml")
+    raise ConfigError(f"no config {name!r}: neither a file nor one of {', '.join(packaged_configs())}")
+
+
+def with_config_files(words: list[str]) -> list[str]:
+    """The words of a command line, with the files in place of the names of configurations."""
+    result = list(words)
+    for i, word in enumerate(result):
+        if word.startswith("--config="):
+            result[i] = "--config=" + config_file(word.removeprefix("--config="))
+        elif i and result[i - 1] in ("--config", "-c"):
+            result[i] = config_file(word)
+    return result
+
+
+@contextmanager
+def one_line_errors(*, running: bool = False) -> Iterator[None]:
+    """Turns what users cause into a `ConfigError`: everything while the parts are made, less while they run."""
+    try:
+        yield
+    except GinghamError:
+        raise
+    except ArgumentError as error:
+        raise ConfigError(_parsing_problem(str(error))) from error
+    except MisconfigurationException as error:
+        raise ConfigError(str(error)) from error
+    except (ValueError, TypeError, AttributeError) as error:
+        cause: BaseException = error
+        while "Does not validate" in str(cause) and cause.__cause__ is not None:
+            cause = cause.__cause__  # jsonargparse wraps what a constructor raises
+        if running and not _raised_by_lightning(error):
+            raise
+        if isinstance(cause, GinghamError):
+            raise cause from None
+        raise ConfigError(str(cause)) from error
+
+
+def _raised_by_lightning(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("lightning.")
+
+
+def _parsing_problem(text: str) -> str:
+    """What jsonargparse says in many lines, in one that names the option."""
+    if unknown := re.search(r"unrecognized arguments: (\S+)", text):
+        return _unknown_option(unknown[1].partition("=")[0])
+    if unknown := re.search(r"Option '(.+?)' is not accepted", text):
+        part = re.search(r'Parser key "(\w+)', text)
+        owner = re.search(r"class_path '(.+?)'", text)
+        prefix = f"--{part[1]}." if part else ""
+        return f"no option {prefix}{unknown[1]}" + (f": there are {_options_of(owner[1])}" if owner else "")
+    if missing := re.search(r"arguments are required: (.*)", text):
+        return f"the configuration has no {missing[1]}; packaged ones are {', '.join(packaged_configs())}"
+    noise = ("Does not validate", "Subtypes:", "Errors:", "Problem with given class_path", "Given value")
+    lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
+    lines = [x for x in lines if x and not x.startswith(noise) and not x.startswith("Expected a <class 'NoneType'>")]
+    names = [name for line in lines for name in re.findall(r'^Parser key "(.+?)":', line)]
+    rest = " ".join(re.sub(r'^Parser key ".+?":\s*', "", line) for line in lines).strip()
+    return f"--{'.'.join(names)}: {rest}" if names else rest
+
+
+def _unknown_option(option: str) -> str:
+    if not option.startswith("--"):
+        return f"unexpected word {option!r}: options begin with --"
+    trainer = [f"--trainer.{name}" for name in inspect.signature(lightning.Trainer).parameters]
+    ours = ["--config", "--run_dir", "--checkpoint_every", "--ckpt_path", "--overwrite", "--seed_everything"]
+    known = trainer if option.startswith("--trainer.") else [*ours, "--model.*", "--data.*", "--trainer.*"]
+    close = difflib.get_close_matches(option, known, n=3)
+    rest = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
+    return f"no option {option}: {rest}"
+
+
+def _options_of(class_path: str) -> str:
+    module, _, name = class_path.rpartition(".")
+    return ", ".join(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
