@@ -1,6 +1,12 @@
 # What `gingham info` says of the build. Sets GINGHAM_BUILD_INFO, a list of compile definitions.
-execute_process(COMMAND git -C "${CMAKE_CURRENT_SOURCE_DIR}" rev-parse --short=12 HEAD OUTPUT_VARIABLE commit
-                OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+# The commit is that of these sources, not of another repository that a release of them was unpacked in.
+set(commit "")
+execute_process(COMMAND git -C "${CMAKE_CURRENT_SOURCE_DIR}" rev-parse --show-cdup RESULT_VARIABLE outside
+                OUTPUT_VARIABLE way_up OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+if("${outside}" STREQUAL "0" AND "${way_up}" STREQUAL "")
+  execute_process(COMMAND git -C "${CMAKE_CURRENT_SOURCE_DIR}" --no-optional-locks describe --always --abbrev=12
+                          --exclude=* --dirty OUTPUT_VARIABLE commit OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+endif()
 if(NOT commit)
   set(commit "unknown")
 endif()

@@ -155,3 +155,35 @@ def test_objects_of_an_instruction_set_share_no_code_with_others() -> None:
         own = f"gingham::cpu::{instruction_set}::"
         assert any(name.startswith(f"{own}forward(") for name in visible), path
         assert [name for name in visible if not name.startswith(own)] == [], path
+
+
+def test_the_commit_is_that_of_the_sources(tmp_path: Path) -> None:
+    cmake, git = shutil.which("cmake"), shutil.which("git")
+    if cmake is None or git is None or not SHIM.exists():
+        pytest.skip("needs cmake, git and the sources")
+    unpacked = tmp_path / "gingham-0.1.0"
+    unpacked.mkdir()
+
+    def run(*command: str) -> str:
+        identity = [f"-c{key}=nobody@localhost" for key in ("user.name", "user.email")]
+        command = (git, *identity, *command) if command[0] != cmake else command
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    def commit_of(folder: Path) -> str:
+        script = tmp_path / "say.cmake"
+        script.write_text(
+            f'set(CMAKE_CURRENT_SOURCE_DIR "{folder}")\n'
+            f'include("{SOURCES / "cmake" / "BuildInfo.cmake"}")\n'
+            'file(WRITE "said" "${commit}")\n'
+        )
+        run(cmake, "-P", str(script))
+        return (tmp_path / "said").read_text()
+
+    run("init", "--quiet")
+    run("commit", "--quiet", "--allow-empty", "--message", "first")
+    commit = run("rev-parse", "--short=12", "HEAD")
+    assert commit_of(tmp_path) == commit
+    assert commit_of(unpacked) == "unknown"  # of the release, whatever it was unpacked in
+    (tmp_path / "changed").touch()
+    run("add", "changed")
+    assert commit_of(tmp_path) == f"{commit}-dirty"
