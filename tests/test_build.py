@@ -165,8 +165,6 @@ def test_the_commit_is_that_of_the_sources(tmp_path: Path) -> None:
     unpacked.mkdir()
 
     def run(*command: str) -> str:
-        identity = [f"-c{key}=nobody@localhost" for key in ("user.name", "user.email")]
-        command = (git, *identity, *command) if command[0] != cmake else command
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
 
     def commit_of(folder: Path) -> str:
@@ -179,11 +177,12 @@ def test_the_commit_is_that_of_the_sources(tmp_path: Path) -> None:
         run(cmake, "-P", str(script))
         return (tmp_path / "said").read_text()
 
-    run("init", "--quiet")
-    run("commit", "--quiet", "--allow-empty", "--message", "first")
-    commit = run("rev-parse", "--short=12", "HEAD")
+    run(git, "init", "--quiet")
+    nobody = ("-c", "user.name=nobody", "-c", "user.email=nobody@localhost")
+    run(git, *nobody, "commit", "--quiet", "--allow-empty", "--message", "first")
+    commit = run(git, "rev-parse", "--short=12", "HEAD")
     assert commit_of(tmp_path) == commit
     assert commit_of(unpacked) == "unknown"  # of the release, whatever it was unpacked in
     (tmp_path / "changed").touch()
-    run("add", "changed")
+    run(git, "add", "changed")
     assert commit_of(tmp_path) == f"{commit}-dirty"
