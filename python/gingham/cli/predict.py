@@ -154,6 +154,7 @@ def _load(config: str, checkpoint: str, run_dir: Path | None) -> tuple[Any, Any]
     import yaml
 
     from gingham.cli.training import ConfigError, config_file, resolve_checkpoint
+    from gingham.nn.checkpoint import load_state_dict, read_state_dict
 
     file = config_file(config)
     try:
@@ -165,7 +166,7 @@ def _load(config: str, checkpoint: str, run_dir: Path | None) -> tuple[Any, Any]
     weights = resolve_checkpoint(checkpoint, run_dir or Path(content.get("run_dir", "runs")))
     assert weights is not None
     parts = _instantiate(file, {name: content[name] for name in ("model", "data")})
-    _load_weights(parts.model, weights, file)
+    load_state_dict(parts.model, read_state_dict(weights), source=weights)
     return parts.model.eval(), parts.data
 
 
@@ -186,21 +187,3 @@ def _instantiate(file: str, content: dict[str, Any]) -> Any:
         return parser.instantiate_classes(parsed)
     except (ArgumentError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{file}: {error}") from error
-
-
-def _load_weights(model: torch.nn.Module, weights: str, config: str) -> None:
-    from gingham.nn.checkpoint import read_state_dict
-
-    state, expected = read_state_dict(weights), model.state_dict()
-    faults = [
-        f"it has no {name}, expected {list(value.shape)}"
-        if name not in state
-        else f"{name} is {list(state[name].shape)}, expected {list(value.shape)}"
-        for name, value in expected.items()
-        if name not in state or state[name].shape != value.shape
-    ]
-    faults += [f"{name} {list(state[name].shape)} is not in the model" for name in state if name not in expected]
-    if faults:
-        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
-        raise CheckpointError(f"{weights} does not fit {config}: {faults[0]}{more}")
-    model.load_state_dict(state)
