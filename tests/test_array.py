@@ -237,6 +237,28 @@ def test_works_in_a_forked_child() -> None:
     assert finished.returncode == 0, finished.stderr
 
 
+def test_works_in_several_threads_of_a_forked_child() -> None:
+    script = (
+        "import os, threading, numpy as np\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from gingham.array import criss_cross_attention as f\n"
+        "x = np.random.rand(4, 8, 17, 16)\n"
+        "expected = f(x, x, x, threads=2)\n"
+        "def works(barrier):\n"
+        "    barrier.wait()\n"
+        "    return np.array_equal(f(x, x, x, threads=2), expected)\n"
+        "def child():\n"
+        "    barrier = threading.Barrier(8)\n"
+        "    with ThreadPoolExecutor(8) as pool: return all(pool.map(works, [barrier] * 8))\n"
+        "for _ in range(20):\n"
+        "    process = os.fork()\n"
+        "    if process == 0: os._exit(0 if child() else 1)\n"
+        "    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0\n"
+    )
+    finished = run_python(script)
+    assert finished.returncode == 0, finished.stderr
+
+
 def test_threads_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = maps(5, 6)
     expected = criss_cross_attention(*arguments)

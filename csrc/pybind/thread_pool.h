@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
@@ -16,8 +17,12 @@ namespace gingham::python {
 class ThreadPool {
  public:
   static ThreadPool& get() {
-    static ThreadPool* pool = new ThreadPool;  // never destroyed: its threads may outlive main
-    if (pool->process_ != getpid()) pool = new ThreadPool;
+    ThreadPool* pool = current_.load();
+    if (!pool || pool->process_ != getpid()) {
+      auto* fresh = new ThreadPool;
+      if (current_.compare_exchange_strong(pool, fresh)) return *fresh;
+      delete fresh;  // another thread was faster; compare_exchange loaded its pool
+    }
     return *pool;
   }
   // A ParallelFor: item i of [0, count) runs on thread i; the caller is thread 0.
@@ -58,6 +63,7 @@ class ThreadPool {
     }
   }
 
+  inline static std::atomic<ThreadPool*> current_{nullptr};  // never destroyed: its threads may outlive main
   const pid_t process_ = getpid();
   std::mutex run_mutex_, mutex_;
   std::condition_variable start_, done_;

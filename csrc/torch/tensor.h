@@ -137,9 +137,10 @@ inline HostMemory host_memory(size_t bytes) {
 class CudaScope {  // makes the tensor's device current and finds torch's stream on it
  public:
   explicit CudaScope(const Tensor& tensor) {
-    check(aoti_torch_create_device_guard(tensor.device_index(), &guard_), "select the CUDA device");
     if (!aoti_torch_get_current_cuda_stream) throw std::runtime_error("gingham: this build of torch has no CUDA");
     check(aoti_torch_get_current_cuda_stream(tensor.device_index(), &stream_), "find the current CUDA stream");
+    // Last: a constructor that throws never gives its guard back.
+    check(aoti_torch_create_device_guard(tensor.device_index(), &guard_), "select the CUDA device");
   }
   ~CudaScope() { aoti_torch_delete_device_guard(guard_); }
   CudaScope(const CudaScope&) = delete;
