@@ -39,10 +39,15 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: f
         scale: factor on the logits, any real number. CCNet uses none: 1.0.
 
     Returns:
-        [B, Cv, *S] in the dtype and memory format of `value`. Sums are held in float32 (float64 for float64). Under
-        autocast the inputs are cast to the autocast dtype.
+        [B, Cv, *S] in the dtype and memory format of `value`. Sums are held in float32 (float64 for float64); results
+        of 16 bits are rounded to their dtype once per axis, and once more for every 128 positions on CUDA or 288 on the
+        CPU that an axis goes on. Under autocast the inputs are cast to the autocast dtype.
 
     Note:
+        In float16 and bfloat16 the gradient of `query` is less exact where the keys share a large offset, as it is
+        taken from the rounded output (so does torch's ``scaled_dot_product_attention``). The instruction sets
+        avx512_bf16 and amx take subnormal bfloat16 numbers for zero.
+
         ``torch.compile`` traces ``torch.vmap`` of this, but not ``torch.func.grad``, ``vjp`` or ``jacrev`` of it: it
         cannot trace these through any operator registered with ``torch.library``. They work outside of it, as does
         ``torch.autograd`` on what is compiled.
