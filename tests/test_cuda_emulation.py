@@ -352,7 +352,8 @@ def test_equal_logits_of_any_size_give_the_mean(
         assert (np.abs(got[name] - exact) <= bound).all(), name
 
 
-INFINITE = {  # keys of minus infinity: along a row, in all that two passes of three see, in a row's first segment
+# Keys of minus infinity: along a row, in all that two passes of three see, in a row's first segment.
+INFINITE: dict[str, tuple[tuple[int, ...], Any]] = {
     "row": ((5, 6), np.s_[:, :, :, 2]),
     "plane": ((3, 4, 5), np.s_[:, :, 1]),
     "part of a row": ((2, 131), np.s_[..., 0, :70]),
