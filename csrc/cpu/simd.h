@@ -288,7 +288,7 @@ inline Vector<float> exponential(Vector<float> x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 0.5f;
   p = p * (r * r) + r + 1.0f;
-  const Vector<int32_t> exponent = ((Vector<int32_t>)n_float << 23) + 0x3f800000;
+  const Vector<uint32_t> exponent = ((Vector<uint32_t>)n_float << 23) + 0x3f800000u;
   return x < -87.0f ? Vector<float>{} : p * (Vector<float>)exponent;
 }
 inline Vector<double> exponential(Vector<double> x) {
@@ -301,7 +301,7 @@ inline Vector<double> exponential(Vector<double> x) {
       1.0 / 720,       1.0 / 120,      1.0 / 24,      1.0 / 6,      0.5};
   for (double coefficient : kCoefficients) p = p * r + coefficient;
   p = p * (r * r) + r + 1.0;
-  const Vector<int64_t> exponent = ((Vector<int64_t>)n_double << 52) + 0x3ff0000000000000LL;
+  const Vector<uint64_t> exponent = ((Vector<uint64_t>)n_double << 52) + 0x3ff0000000000000ull;
   return x < -708.0 ? Vector<double>{} : p * (Vector<double>)exponent;
 }
 
