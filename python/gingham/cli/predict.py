@@ -181,9 +181,6 @@ def _instantiate(file: str, content: dict[str, Any]) -> Any:
     parser.add_argument("--model", type=lightning.LightningModule, required=True)
     parser.add_argument("--data", type=SegmentationData, required=True)
     try:
-        parsed = parser.parse_object(content)
-        # The checkpoint has all weights; those that training began with need not be at hand.
-        (parsed.model.init_args.get("network") or {}).pop("backbone_weights", None)
-        return parser.instantiate_classes(parsed)
+        return parser.instantiate_classes(parser.parse_object(content))
     except (ArgumentError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{file}: {error}") from error
