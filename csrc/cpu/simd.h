@@ -67,7 +67,7 @@ inline void store(T* p, Vector<T> v) {
 }
 template <class T>
 inline Vector<T> broadcast(T x) {
-  return Vector<T>{} + x;
+  return x - Vector<T>{};  // not x + 0, which is no copy of -0 and so costs an addition
 }
 template <class T>
 inline Vector<T> maximum(Vector<T> a, Vector<T> b) {
@@ -307,7 +307,7 @@ inline Vector<double> exponential(Vector<double> x) {
 
 // Transposes a square of kLanes<T> vectors in registers (Eklundh's exchange of halves, quarters, ...).
 template <class T, int Distance>
-inline void exchange(Vector<T>* rows) {
+__attribute__((always_inline)) inline void exchange(Vector<T>* rows) {
   constexpr int kN = kLanes<T>;
   Integers<T> upper, lower;
   for (int lane = 0; lane < kN; ++lane) {
@@ -323,7 +323,7 @@ inline void exchange(Vector<T>* rows) {
   }
 }
 template <class T>
-inline void transpose(Vector<T>* rows) {
+__attribute__((always_inline)) inline void transpose(Vector<T>* rows) {
   constexpr int kN = kLanes<T>;
   if constexpr (kN >= 16) exchange<T, 8>(rows);
   if constexpr (kN >= 8) exchange<T, 4>(rows);
