@@ -48,68 +48,108 @@ LineView<E> from_channel(LineView<E> view, int64_t channel) {
   return view;
 }
 
-// squares[line][j][i] = sum over channels of left[c, j] * right[c, i], for the positions of two parts of the same
-// lines.
+// sheet[line][d][a] = sum over channels of left[c, d] * right[c, a], d in the part `down` of the lines, a in `across`.
 template <class U, class E>
-void correlate(LineView<const E> left, const LineGroup& left_part, LineView<const E> right, const LineGroup& right_part,
-               int64_t channels, Contiguous contiguous, const Scratch<U>& scratch, typename U::Sum* squares) {
+void correlate(LineView<const E> left, const LineGroup& down, LineView<const E> right, const LineGroup& across,
+               int64_t channels, Contiguous contiguous, const Scratch<U>& scratch, typename U::Sum* sheet,
+               int64_t sheet_size) {
   using Unit = typename U::Unit;
-  const int64_t lines = left_part.lines, stride = scratch.stride, chunk = scratch.chunk * U::kPair;
-  const int64_t left_length = left_part.length, right_length = right_part.length;
-  const int64_t left_stride = panel_stride<U, PairAxis::channel>(left_length);
-  const int64_t right_stride = panel_stride<U, PairAxis::channel>(right_length);
-  Unit* left_panels = reinterpret_cast<Unit*>(scratch.panels[0]);
-  Unit* right_panels = reinterpret_cast<Unit*>(scratch.panels[1]);
-  if (channels == 0) __builtin_memset(squares, 0, size_t(lines * stride * stride) * sizeof(*squares));
+  const int64_t lines = down.lines, stride = scratch.across_stride;
+  const int64_t left_stride = panel_stride<U, PairAxis::channel>(down.length);
+  const int64_t right_stride = panel_stride<U, PairAxis::channel>(across.length);
+  const int64_t chunk = scratch.chunk((lines * (left_stride + right_stride) + U::kPair - 1) / U::kPair, channels);
+  Unit* left_panels = scratch.pool;
+  Unit* right_panels = left_panels + lines * panel_rows<U, PairAxis::channel>(chunk) * left_stride;
+  if (channels == 0) __builtin_memset(sheet, 0, size_t(lines * sheet_size) * sizeof(*sheet));
   for (int64_t c = 0; c < channels; c += chunk) {
     const int64_t count = smaller(chunk, channels - c), rows = panel_rows<U, PairAxis::channel>(count);
-    pack<U, PairAxis::channel>(left_panels, from_channel(left, c), count, lines, left_length, contiguous);
-    pack<U, PairAxis::channel>(right_panels, from_channel(right, c), count, lines, right_length, contiguous);
+    pack<U, PairAxis::channel>(left_panels, from_channel(left, c), count, lines, down.length, contiguous);
+    pack<U, PairAxis::channel>(right_panels, from_channel(right, c), count, lines, across.length, contiguous);
     const int64_t next = c + count, next_count = smaller(chunk, channels - next);
     Prefetcher prefetcher;
-    prefetch_lines(prefetcher, from_channel(left, next), next_count, left_part, contiguous);
-    prefetch_lines(prefetcher, from_channel(right, next), next_count, right_part, contiguous);
-    prefetcher.spread(lines * Stripes<U>(right_length).prefetches(left_length, rows));
+    prefetch_lines(prefetcher, from_channel(left, next), next_count, down, contiguous);
+    prefetch_lines(prefetcher, from_channel(right, next), next_count, across, contiguous);
+    prefetcher.spread(lines * Stripes<U>(across.length).prefetches(down.length, rows));
     for (int64_t g = 0; g < lines; ++g) {
-      multiply<U>(left_length, right_length, rows, {left_panels + g * rows * left_stride, 1, left_stride},
-                  right_panels + g * rows * right_stride, right_stride, squares + g * stride * stride, stride, c > 0,
-                  scratch.product, prefetcher);
+      multiply<U>(down.length, across.length, rows, {left_panels + g * rows * left_stride, 1, left_stride},
+                  right_panels + g * rows * right_stride, right_stride, nullptr, 0, sheet + g * sheet_size, stride,
+                  c > 0, scratch.product, prefetcher);
     }
   }
+}
+
+// The right operand of a product that sums over `summed` positions: units [line][position / pair][stride].
+template <class U>
+struct Operand {
+  const typename U::Unit* data;
+  int64_t line_stride, stride;
+};
+
+template <class U>
+void gather_single_columns(const Operand<U>& operand, const LineGroup& summed, int64_t length,
+                           const Scratch<U>& scratch) {
+  for (int64_t g = 0; g < summed.lines; ++g) {
+    gather_single_columns<U>(
+        operand.data + g * operand.line_stride, operand.stride, length, summed_units<U>(summed.length),
+        scratch.single_columns + g * scratch.single_count * scratch.single_stride, scratch.single_stride);
+  }
+}
+
+// panels[line][c][n] = sum over positions k of source[line][c][k] * operand[line][k][n], both panels of `channels`; the
+// single columns of the operand were gathered.
+template <class U>
+void multiply_by_operand(const typename U::Unit* source, const LineGroup& summed, const Operand<U>& operand,
+                         typename U::Sum* panels, int64_t length, int64_t channels, const Scratch<U>& scratch,
+                         Prefetcher& prefetcher) {
+  const int64_t source_stride = panel_stride<U, PairAxis::position>(summed.length);
+  const int64_t sum_stride = row_stride<U>(length), steps = summed_units<U>(summed.length);
+  prefetcher.spread(summed.lines * Stripes<U>(length).prefetches(channels, steps));
+  for (int64_t g = 0; g < summed.lines; ++g) {
+    multiply<U>(channels, length, steps, {source + g * channels * source_stride, source_stride, 1},
+                operand.data + g * operand.line_stride, operand.stride,
+                scratch.single_columns + g * scratch.single_count * scratch.single_stride, scratch.single_stride,
+                panels + g * channels * sum_stride, sum_stride, false, scratch.product, prefetcher);
+  }
+}
+
+template <class E, class Sum>
+void merge_panels(Merge merge, const Sum* panels, int64_t panel_stride, const Sum* weights, int64_t weight_stride,
+                  LineView<E> target, const LineGroup& part, int64_t channels, Contiguous contiguous) {
+  const auto with = [&](auto how) {
+    unpack<decltype(how)::value>(panels, panel_stride, weights, weight_stride, target, channels, part.lines,
+                                 part.length, contiguous);
+  };
+  if (merge == Merge::write) with(std::integral_constant<Merge, Merge::write>());
+  if (merge == Merge::add) with(std::integral_constant<Merge, Merge::add>());
+  if (merge == Merge::weigh) with(std::integral_constant<Merge, Merge::weigh>());
 }
 
 // target[c, n] (merged) = sum over positions k of source[c, k] * operand[line][k][n], k in one part of the lines and n
 // in another.
 template <class U, class E>
-void aggregate(Merge merge, LineView<const E> source, const LineGroup& source_part, const typename U::Unit* operand,
+void aggregate(Merge merge, LineView<const E> source, const LineGroup& source_part, const Operand<U>& operand,
                LineView<E> target, const LineGroup& target_part, const typename U::Sum* weights, int64_t channels,
                Contiguous contiguous, const Scratch<U>& scratch) {
   using Unit = typename U::Unit;
-  const int64_t lines = source_part.lines, stride = scratch.stride;
+  using Sum = typename U::Sum;
+  const int64_t lines = source_part.lines;
   const int64_t source_stride = panel_stride<U, PairAxis::position>(source_part.length);
-  const int64_t target_stride = round_up(target_part.length, kLanes<typename U::Sum>);
-  const int64_t steps = summed_units<U>(source_part.length);
-  Unit* source_panels = reinterpret_cast<Unit*>(scratch.panels[0]);
-  for (int64_t c = 0; c < channels; c += scratch.chunk) {
-    const int64_t count = smaller(scratch.chunk, channels - c);
+  const int64_t target_stride = row_stride<U>(target_part.length);
+  const int64_t chunk = scratch.chunk(lines * (source_stride + target_stride), channels);
+  Unit* source_panels = scratch.pool;
+  Sum* target_panels = reinterpret_cast<Sum*>(source_panels + lines * chunk * source_stride);
+  gather_single_columns(operand, source_part, target_part.length, scratch);
+  for (int64_t c = 0; c < channels; c += chunk) {
+    const int64_t count = smaller(chunk, channels - c);
     pack<U, PairAxis::position>(source_panels, from_channel(source, c), count, lines, source_part.length, contiguous);
-    const int64_t next = c + count, next_count = smaller(scratch.chunk, channels - next);
+    const int64_t next = c + count, next_count = smaller(chunk, channels - next);
     Prefetcher prefetcher;
     prefetch_lines(prefetcher, from_channel(target, c), count, target_part, contiguous);
     prefetch_lines(prefetcher, from_channel(source, next), next_count, source_part, contiguous);
-    prefetcher.spread(lines * Stripes<U>(target_part.length).prefetches(count, steps));
-    for (int64_t g = 0; g < lines; ++g) {
-      multiply<U>(count, target_part.length, steps, {source_panels + g * count * source_stride, source_stride, 1},
-                  operand + g * stride * stride, stride, scratch.panels[1] + g * count * target_stride, target_stride,
-                  false, scratch.product, prefetcher);
-    }
-    const auto finish = [&](auto how) {
-      unpack<decltype(how)::value>(scratch.panels[1], weights, stride, from_channel(target, c), count, lines,
-                                   target_part.length, contiguous);
-    };
-    if (merge == Merge::write) finish(std::integral_constant<Merge, Merge::write>());
-    if (merge == Merge::add) finish(std::integral_constant<Merge, Merge::add>());
-    if (merge == Merge::weigh) finish(std::integral_constant<Merge, Merge::weigh>());
+    multiply_by_operand<U>(source_panels, source_part, operand, target_panels, target_part.length, count, scratch,
+                           prefetcher);
+    merge_panels(merge, target_panels, target_stride, weights, scratch.value_stride, from_channel(target, c),
+                 target_part, count, contiguous);
   }
 }
 
@@ -119,17 +159,13 @@ template <class U>
 void to_units(const typename U::Sum* sums, typename U::Unit* units, int64_t length, int64_t stride) {
 #if defined(__AVX512BF16__)
   if constexpr (U::kPair == 2) {
-    for (int64_t k = 0; k < length; k += 2) {
+    for (int64_t k = 0; k < round_up(length, 2); k += 2) {
       for (int64_t n = 0; n < stride; n += kLanes<float>) {
-        const Vector<uint32_t> low = bfloat16_bits(load(sums + k * stride + n));
-        const Vector<uint32_t> high =
-            k + 1 < length ? bfloat16_bits(load(sums + (k + 1) * stride + n)) : Vector<uint32_t>{};
-        store(units + k / 2 * stride + n, low | (high << 16));
+        const Vector<float> high = k + 1 < length ? load(sums + (k + 1) * stride + n) : Vector<float>{};
+        store_part(units + k / 2 * stride + n, pair_bits(load(sums + k * stride + n), high), stride - n);
       }
     }
-    for (int64_t k = (length + 1) / 2; k < summed_units<U>(length); ++k) {
-      for (int64_t n = 0; n < stride; n += kLanes<float>) store(units + k * stride + n, Vector<uint32_t>{});
-    }
+    for (int64_t k = (length + 1) / 2 * stride; k < summed_units<U>(length) * stride; ++k) units[k] = 0;
     return;
   }
 #endif
@@ -138,35 +174,46 @@ void to_units(const typename U::Sum* sums, typename U::Unit* units, int64_t leng
   }
 }
 
-template <class Sum>
-void transpose_square(Sum* square, int64_t stride) {
+// The same of the transposed sheet: sums [n][k] with `stride` become units [k / pair][n] with `unit_stride`.
+template <class U>
+void transpose_to_units(const typename U::Sum* sums, int64_t length, int64_t stride, typename U::Unit* units,
+                        int64_t unit_length, int64_t unit_stride) {
+  using Sum = typename U::Sum;
   constexpr int kN = kLanes<Sum>;
-  for (int64_t row = 0; row < stride; row += kN) {
-    for (int64_t column = row; column < stride; column += kN) {
-      Vector<Sum> upper[kN], lower[kN];
-      for (int i = 0; i < kN; ++i) upper[i] = load(square + (row + i) * stride + column);
-      transpose<Sum>(upper);
-      if (column != row) {
-        for (int i = 0; i < kN; ++i) lower[i] = load(square + (column + i) * stride + row);
-        transpose<Sum>(lower);
-        for (int i = 0; i < kN; ++i) store(square + (row + i) * stride + column, lower[i]);
+  for (int64_t n = 0; n < unit_length; n += kN) {
+    for (int64_t k = 0; k < length; k += kN) {
+      Vector<Sum> block[kN];
+      for (int i = 0; i < kN; ++i) block[i] = n + i < unit_length ? load(sums + (n + i) * stride + k) : Vector<Sum>{};
+      transpose<Sum>(block);
+      const int64_t valid = smaller(kN, length - k);
+      for (int64_t i = 0; i < valid; i += U::kPair) {
+        typename U::Unit* to = units + (k + i) / U::kPair * unit_stride + n;
+#if defined(__AVX512BF16__)
+        if constexpr (U::kPair == 2) {
+          store_part(to, pair_bits(block[i], i + 1 < valid ? block[i + 1] : Vector<Sum>{}), unit_stride - n);
+        }
+#endif
+        if constexpr (U::kPair == 1) store_part(to, block[i], unit_stride - n);
       }
-      for (int i = 0; i < kN; ++i) store(square + (column + i) * stride + row, upper[i]);
     }
   }
+  const int64_t written = (length + U::kPair - 1) / U::kPair;
+  for (int64_t k = written * unit_stride; k < summed_units<U>(length) * unit_stride; ++k) units[k] = 0;
 }
 
 // Prepares the logits of a line for the factor `scale`, which softmax applies: the pixel itself belongs to the row pass
-// only, so elsewhere the diagonal becomes what scales to minus infinity. Returns the factor to apply: not 0, which
-// would make NaN of that.
+// only, so elsewhere the entries where both positions are the same, `diagonal` places to the right of the first row's
+// own, become what scales to minus infinity. Returns the factor to apply: not 0, which would make NaN of that.
 template <class Sum>
-Sum mask_logits(Sum* square, Sum scale, bool mask_diagonal, int64_t length, int64_t stride) {
+Sum mask_logits(Sum* sheet, Sum scale, bool mask, int64_t diagonal, int64_t down, int64_t across, int64_t stride) {
   if (scale == 0) {
-    for (int64_t i = 0; i < length * stride; ++i) square[i] *= 0;  // what is not finite becomes NaN
+    for (int64_t i = 0; i < down * stride; ++i) sheet[i] *= 0;  // what is not finite becomes NaN
     scale = 1;
   }
   const Sum masked = scale > 0 ? -HUGE_VAL : HUGE_VAL;
-  for (int64_t i = 0; i < length && mask_diagonal; ++i) square[i * stride + i] = masked;
+  for (int64_t d = larger(0, -diagonal); mask && d < smaller(down, across - diagonal); ++d) {
+    sheet[d * stride + d + diagonal] = masked;
+  }
   return scale;
 }
 
@@ -178,25 +225,21 @@ LineView<Sum> position_values(Sum* data, const CrissCrossShape& shape, Axis axis
                          group);
 }
 
+// Those of one line, with zeros up to the end of the last vector.
 template <class Sum>
-void gather(LineView<const Sum> values, Sum* lines, const LineGroup& group, int64_t stride) {
-  for (int64_t g = 0; g < group.lines; ++g) {
-    for (int64_t p = 0; p < stride; ++p) {
-      lines[g * stride + p] =
-          p < group.length ? values.data[g * values.line_stride + p * values.position_stride] : Sum(0);
-    }
+void gather(LineView<const Sum> values, int64_t line, int64_t length, Sum* to) {
+  for (int64_t p = 0; p < round_up(length, kLanes<Sum>); ++p) {
+    to[p] = p < length ? values.data[line * values.line_stride + p * values.position_stride] : Sum(0);
   }
 }
 
 // The same of lse, as the sum of two numbers.
 template <class Sum>
-void gather_lse(LineView<const double> lse, Sum* high, Sum* low, const LineGroup& group, int64_t stride) {
-  for (int64_t g = 0; g < group.lines; ++g) {
-    for (int64_t p = 0; p < stride; ++p) {
-      const double x = p < group.length ? lse.data[g * lse.line_stride + p * lse.position_stride] : 0;
-      high[g * stride + p] = Sum(x);
-      low[g * stride + p] = std::isfinite(Sum(x)) ? Sum(x - double(Sum(x))) : Sum(0);
-    }
+void gather_lse(LineView<const double> lse, int64_t line, int64_t length, Sum* high, Sum* low) {
+  for (int64_t p = 0; p < round_up(length, kLanes<Sum>); ++p) {
+    const double x = p < length ? lse.data[line * lse.line_stride + p * lse.position_stride] : 0;
+    high[p] = Sum(x);
+    low[p] = std::isfinite(Sum(x)) ? Sum(x - double(Sum(x))) : Sum(0);
   }
 }
 
@@ -217,10 +260,11 @@ void softmax_line(Sum* logits, const Sum* high, const Sum* low, Sum* weights, do
                   Sum scale, Turn turn, int64_t keys, int64_t queries, int64_t stride) {
   constexpr int kN = kLanes<Sum>;
   for (int64_t i = 0; i < queries; i += kN) {
+    const int64_t room = stride - i;
     Vector<Sum> top = load(logits + i) * scale;
     for (int64_t j = 0; j < keys; ++j) {
       const Vector<Sum> logit = load(logits + j * stride + i) * scale;
-      store(logits + j * stride + i, logit);
+      store_part(logits + j * stride + i, logit, room);
       top = maximum<Sum>(logit, top);
     }
     if (!turn.first) top = maximum<Sum>(top, load(high + i));
@@ -228,7 +272,7 @@ void softmax_line(Sum* logits, const Sum* high, const Sum* low, Sum* weights, do
     Vector<Sum> total{};
     for (int64_t j = 0; j < keys; ++j) {
       const Vector<Sum> p = exponential(load(logits + j * stride + i) - base);
-      store(logits + j * stride + i, p);
+      store_part(logits + j * stride + i, p, room);
       total += p;
     }
     Vector<Sum> before{};
@@ -238,7 +282,9 @@ void softmax_line(Sum* logits, const Sum* high, const Sum* low, Sum* weights, do
     }
     Vector<Sum> factor = Sum(1) / total;
     if (!turn.last) factor = (total == Sum(0)) ? Vector<Sum>{} : factor;
-    for (int64_t j = 0; j < keys; ++j) store(logits + j * stride + i, load(logits + j * stride + i) * factor);
+    for (int64_t j = 0; j < keys; ++j) {
+      store_part(logits + j * stride + i, load(logits + j * stride + i) * factor, room);
+    }
     store(weights + i, before * factor);
     for (int64_t lane = 0; lane < smaller(kN, queries - i); ++lane) {
       lse[(i + lane) * lse_stride] = double(base[lane]) + double(std::log(total[lane]));
@@ -246,35 +292,49 @@ void softmax_line(Sum* logits, const Sum* high, const Sum* low, Sum* weights, do
   }
 }
 
+// The parts of the lines that a sheet is about, and whether it holds positions beside themselves, `diagonal` places to
+// the right, that the row pass has dealt with.
+struct Parts {
+  LineGroup across, down;
+  bool mask;
+  int64_t diagonal;
+
+  Parts(const Pass& pass, const LineGroup& group, int64_t across_index, int64_t down_index)
+      : across(pass.part(group, pass.across, across_index)),
+        down(pass.part(group, pass.down, down_index)),
+        mask(pass.axis != Axis::row),
+        diagonal(pass.down.begin(down_index) - pass.across.begin(across_index)) {}
+};
+
+// Queries run across the sheet, keys down.
 template <class U, class E>
-void forward_part(const CrissCrossForward& call, const Pass& pass, const LineGroup& queries, const LineGroup& keys,
-                  bool same, Turn turn, Contiguous contiguous, const Scratch<U>& scratch) {
+void forward_part(const CrissCrossForward& call, const Pass& pass, const Parts& parts, Turn turn, Contiguous contiguous,
+                  const Scratch<U>& scratch) {
   using Sum = typename U::Sum;
   using Unit = typename U::Unit;
-  const int64_t stride = scratch.stride;
-  Sum *logits = scratch.squares[0], *weights = scratch.line_values[0];
-  Sum *lse_high = scratch.line_values[1], *lse_low = scratch.line_values[2];
+  const LineGroup &queries = parts.across, &keys = parts.down;
+  const int64_t stride = scratch.across_stride, size = scratch.sheet_sizes[0];
+  Sum *logits = scratch.sheets[0], *lse_high = scratch.values[0], *lse_low = scratch.values[1];
 
   correlate<U, E>(view_lines<const E>(call.key, pass.axis, keys), keys,
                   view_lines<const E>(call.query, pass.axis, queries), queries, call.shape.key_channels, contiguous,
-                  scratch, logits);
+                  scratch, logits, size);
 
   const LineView<double> lse = position_values(call.lse, call.shape, pass.axis, queries);
-  if (!turn.first) {
-    gather_lse<Sum>({lse.data, 0, lse.line_stride, lse.position_stride}, lse_high, lse_low, queries, stride);
-  }
+  const LineView<const double> lse_before{lse.data, 0, lse.line_stride, lse.position_stride};
   for (int64_t g = 0; g < queries.lines; ++g) {
-    Sum* square = logits + g * stride * stride;
-    const bool mask_diagonal = same && pass.axis != Axis::row;
-    const Sum scale = mask_logits(square, Sum(call.scale), mask_diagonal, keys.length, stride);
-    softmax_line(square, lse_high + g * stride, lse_low + g * stride, weights + g * stride,
-                 lse.data + g * lse.line_stride, lse.position_stride, scale, turn, keys.length, queries.length, stride);
-    to_units<U>(square, reinterpret_cast<Unit*>(square), keys.length, stride);
+    Sum* sheet = logits + g * size;
+    if (!turn.first) gather_lse<Sum>(lse_before, g, queries.length, lse_high, lse_low);
+    const Sum scale =
+        mask_logits(sheet, Sum(call.scale), parts.mask, parts.diagonal, keys.length, queries.length, stride);
+    softmax_line(sheet, lse_high, lse_low, scratch.weights + g * scratch.value_stride, lse.data + g * lse.line_stride,
+                 lse.position_stride, scale, turn, keys.length, queries.length, stride);
+    to_units<U>(sheet, reinterpret_cast<Unit*>(sheet), keys.length, stride);
   }
 
   aggregate<U, E>(turn.first ? Merge::write : Merge::weigh, view_lines<const E>(call.value, pass.axis, keys), keys,
-                  reinterpret_cast<const Unit*>(logits), view_lines<E>(call.output, pass.axis, queries), queries,
-                  weights, call.shape.value_channels, contiguous, scratch);
+                  {reinterpret_cast<const Unit*>(logits), size, stride}, view_lines<E>(call.output, pass.axis, queries),
+                  queries, scratch.weights, call.shape.value_channels, contiguous, scratch);
 }
 
 template <class U, class E>
@@ -282,14 +342,13 @@ void forward_group(const CrissCrossForward& call, const Pass& pass, bool channel
                    char* memory) {
   [[maybe_unused]] const std::conditional_t<U::kTiles, TileScope, int> tiles{};
   Scratch<U> scratch;
-  scratch.lay_out(call.shape, pass, 1, memory);
+  scratch.lay_out(pass, false, memory);
   const LineGroup group = pass.group(call.shape, index);
   const Contiguous contiguous = contiguous_axis(channels_are_first, pass.axis);
-  for (int64_t own = 0; own < pass.length; own += pass.segment) {
-    for (int64_t other = 0; other < pass.length; other += pass.segment) {
-      const Turn turn{pass.axis == Axis::row && other == 0, pass.is_last && other + pass.segment >= pass.length};
-      forward_part<U, E>(call, pass, pass.part(group, own), pass.part(group, other), own == other, turn, contiguous,
-                         scratch);
+  for (int64_t across = 0; across < pass.across.count; ++across) {
+    for (int64_t down = 0; down < pass.down.count; ++down) {
+      const Turn turn{pass.axis == Axis::row && down == 0, pass.is_last && down + 1 == pass.down.count};
+      forward_part<U, E>(call, pass, Parts(pass, group, across, down), turn, contiguous, scratch);
     }
   }
 }
@@ -331,71 +390,134 @@ void delta_row(const CrissCrossBackward& call, bool channels_are_first, int64_t 
   }
 }
 
-// logits^T -> probabilities^T, and products^T[j][i] = value_j . grad_output_i -> dlogits^T.
-template <class Sum>
-void softmax_backward_line(Sum* logits, Sum* products, const Sum* lse_high, const Sum* lse_low, const Sum* delta,
-                           Sum scale, Sum outer_scale, int64_t keys, int64_t queries, int64_t stride) {
-  for (int64_t i = 0; i < queries; i += kLanes<Sum>) {
-    const Vector<Sum> high = load(lse_high + i), low = load(lse_low + i), delta_i = load(delta + i);
-    for (int64_t j = 0; j < keys; ++j) {
-      const Vector<Sum> p = exponential((load(logits + j * stride + i) * scale - high) - low);
-      store(logits + j * stride + i, p);
-      store(products + j * stride + i, p * (load(products + j * stride + i) - delta_i) * outer_scale);
+// logits[i][j] of a line -> probabilities[i][j] as units; the logits are used up.
+template <class U>
+void probabilities_line(typename U::Sum* logits, typename U::Unit* probabilities, const typename U::Sum* lse_high,
+                        const typename U::Sum* lse_low, typename U::Sum scale, int64_t queries, int64_t keys,
+                        int64_t stride) {
+  using Sum = typename U::Sum;
+  Sum* to = U::kPair == 1 ? reinterpret_cast<Sum*>(probabilities) : logits;
+  for (int64_t i = 0; i < queries; ++i) {
+    for (int64_t j = 0; j < keys; j += kLanes<Sum>) {
+      const Vector<Sum> logit = load(logits + i * stride + j) * scale;
+      store_part(to + i * stride + j, exponential((logit - lse_high[i]) - lse_low[i]), stride - j);
+    }
+  }
+  to_units<U>(to, probabilities, queries, stride);
+}
+
+// products[i][j] = value_j . grad_output_i -> dlogits[i][j], in place.
+template <class U>
+void dlogits_line(typename U::Sum* products, const typename U::Unit* probabilities, const typename U::Sum* delta,
+                  typename U::Sum scale, int64_t queries, int64_t keys, int64_t stride) {
+  using Sum = typename U::Sum;
+  for (int64_t i = 0; i < queries; ++i) {
+    for (int64_t j = 0; j < keys; j += kLanes<Sum>) {
+      const Vector<Sum> p = sum_of_unit<U>(load(probabilities + i / U::kPair * stride + j), i % U::kPair);
+      Sum* at = products + i * stride + j;
+      store_part(at, p * (load(at) - delta[i]) * scale, stride - j);
     }
   }
 }
 
+// Both uses of grad_output, some channels at a time: products[i][j] = sum_c grad_output[c, i] * value[c, j], and
+// grad_value[c, j] (merged) = sum_i grad_output[c, i] * probabilities[i][j].
+template <class U, class E>
+void value_gradients(LineView<const E> value, LineView<const E> grad_output, const Parts& parts,
+                     const Operand<U>& probabilities, typename U::Sum* products, int64_t products_size, Merge merge,
+                     LineView<E> grad_value, int64_t channels, Contiguous contiguous, const Scratch<U>& scratch) {
+  using Unit = typename U::Unit;
+  using Sum = typename U::Sum;
+  // Units of one element are the same along either axis: then grad_output is packed once.
+  constexpr PairAxis kGradPairs = U::kPair == 1 ? PairAxis::position : PairAxis::channel;
+  const LineGroup &keys = parts.across, &queries = parts.down;
+  const int64_t lines = queries.lines;
+  const int64_t value_stride = panel_stride<U, PairAxis::channel>(keys.length);
+  const int64_t grad_stride = panel_stride<U, kGradPairs>(queries.length);
+  // Per channel; each memory serves twice.
+  const int64_t key_units = larger(value_stride / U::kPair, row_stride<U>(keys.length));
+  const int64_t query_units = larger(grad_stride / U::kPair, panel_stride<U, PairAxis::position>(queries.length));
+  const int64_t chunk = scratch.chunk(lines * (key_units + query_units), channels);
+  Unit* value_panels = scratch.pool;
+  Unit* grad_panels = value_panels + lines * chunk * key_units;
+  Sum* sums = reinterpret_cast<Sum*>(value_panels);
+  if (channels == 0) __builtin_memset(products, 0, size_t(lines * products_size) * sizeof(*products));
+  gather_single_columns(probabilities, queries, keys.length, scratch);
+  for (int64_t c = 0; c < channels; c += chunk) {
+    const int64_t count = smaller(chunk, channels - c), rows = panel_rows<U, kGradPairs>(count);
+    const int64_t value_rows = panel_rows<U, PairAxis::channel>(count);
+    pack<U, PairAxis::channel>(value_panels, from_channel(value, c), count, lines, keys.length, contiguous);
+    pack<U, kGradPairs>(grad_panels, from_channel(grad_output, c), count, lines, queries.length, contiguous);
+    Prefetcher target;
+    prefetch_lines(target, from_channel(grad_value, c), count, keys, contiguous);
+    target.spread(lines * Stripes<U>(keys.length).prefetches(queries.length, value_rows));
+    for (int64_t g = 0; g < lines; ++g) {
+      multiply<U>(queries.length, keys.length, value_rows, {grad_panels + g * rows * grad_stride, 1, grad_stride},
+                  value_panels + g * value_rows * value_stride, value_stride, nullptr, 0, products + g * products_size,
+                  scratch.across_stride, c > 0, scratch.product, target);
+    }
+    if constexpr (kGradPairs != PairAxis::position) {
+      pack<U, PairAxis::position>(grad_panels, from_channel(grad_output, c), count, lines, queries.length, contiguous);
+    }
+    const int64_t next = c + count, next_count = smaller(chunk, channels - next);
+    Prefetcher prefetcher;
+    prefetch_lines(prefetcher, from_channel(value, next), next_count, keys, contiguous);
+    prefetch_lines(prefetcher, from_channel(grad_output, next), next_count, queries, contiguous);
+    multiply_by_operand<U>(grad_panels, queries, probabilities, sums, keys.length, count, scratch, prefetcher);
+    merge_panels<E, Sum>(merge, sums, row_stride<U>(keys.length), nullptr, 0, from_channel(grad_value, c), keys, count,
+                         contiguous);
+  }
+}
+
+// Keys run across the sheets, queries down.
 // first_of_queries, first_of_keys: nothing was written yet to the gradients of these queries, of these keys.
 template <class U, class E>
-void backward_part(const CrissCrossBackward& call, const typename U::Sum* delta, const Pass& pass,
-                   const LineGroup& queries, const LineGroup& keys, bool same, bool first_of_queries,
-                   bool first_of_keys, Contiguous contiguous, const Scratch<U>& scratch) {
+void backward_part(const CrissCrossBackward& call, const typename U::Sum* delta, const Pass& pass, const Parts& parts,
+                   bool first_of_queries, bool first_of_keys, Contiguous contiguous, const Scratch<U>& scratch) {
   using Sum = typename U::Sum;
   using Unit = typename U::Unit;
-  const int64_t lines = queries.lines, stride = scratch.stride, area = stride * stride;
+  const LineGroup &keys = parts.across, &queries = parts.down;
+  const int64_t lines = queries.lines, stride = scratch.across_stride;
+  const int64_t unit_size = scratch.sheet_sizes[0], size = scratch.sheet_sizes[1];
   const int64_t key_channels = call.shape.key_channels, value_channels = call.shape.value_channels;
-  Sum *logits = scratch.squares[0], *dlogits = scratch.squares[1];
+  const Merge to_queries = first_of_queries ? Merge::write : Merge::add;
+  const Merge to_keys = first_of_keys ? Merge::write : Merge::add;
   const auto view = [&](const MapView& map, const LineGroup& part) {
     return view_lines<const E>(map, pass.axis, part);
   };
+  Unit* probabilities = reinterpret_cast<Unit*>(scratch.sheets[0]);
+  Sum *products = scratch.sheets[1], *logits = products;
 
-  correlate<U, E>(view(call.key, keys), keys, view(call.query, queries), queries, key_channels, contiguous, scratch,
-                  logits);
-  correlate<U, E>(view(call.value, keys), keys, view(call.grad_output, queries), queries, value_channels, contiguous,
-                  scratch, dlogits);
-
-  Sum *delta_lines = scratch.line_values[0], *lse_high = scratch.line_values[1], *lse_low = scratch.line_values[2];
-  gather_lse<Sum>(position_values(call.lse, call.shape, pass.axis, queries), lse_high, lse_low, queries, stride);
-  gather<Sum>(position_values(delta, call.shape, pass.axis, queries), delta_lines, queries, stride);
+  correlate<U, E>(view(call.query, queries), queries, view(call.key, keys), keys, key_channels, contiguous, scratch,
+                  logits, size);
+  const auto lse_lines = position_values(call.lse, call.shape, pass.axis, queries);
   for (int64_t g = 0; g < lines; ++g) {
-    Sum* square = logits + g * area;
-    const bool mask_diagonal = same && pass.axis != Axis::row;
-    const Sum scale = mask_logits(square, Sum(call.scale), mask_diagonal, keys.length, stride);
-    softmax_backward_line(square, dlogits + g * area, lse_high + g * stride, lse_low + g * stride,
-                          delta_lines + g * stride, scale, Sum(call.scale), keys.length, queries.length, stride);
-    transpose_square(square, stride);
-    to_units<U>(square, reinterpret_cast<Unit*>(square), queries.length, stride);
+    Sum *sheet = logits + g * size, *lse_high = scratch.values[0], *lse_low = scratch.values[1];
+    gather_lse<Sum>(lse_lines, g, queries.length, lse_high, lse_low);
+    const Sum scale =
+        mask_logits(sheet, Sum(call.scale), parts.mask, parts.diagonal, queries.length, keys.length, stride);
+    probabilities_line<U>(sheet, probabilities + g * unit_size, lse_high, lse_low, scale, queries.length, keys.length,
+                          stride);
   }
-  const Merge to_queries = first_of_queries ? Merge::write : Merge::add;
-  const Merge to_keys = first_of_keys ? Merge::write : Merge::add;
-  // logits now holds probability[i][j], the right operand of grad_value.
-  aggregate<U, E>(to_keys, view(call.grad_output, queries), queries, reinterpret_cast<const Unit*>(logits),
-                  view_lines<E>(call.grad_value, pass.axis, keys), keys, nullptr, value_channels, contiguous, scratch);
-  const Unit* dlogits_by_key = reinterpret_cast<const Unit*>(dlogits);
-  if constexpr (U::kPair != 1) {  // the probabilities are used up: their memory takes the units
-    for (int64_t g = 0; g < lines; ++g) {
-      to_units<U>(dlogits + g * area, reinterpret_cast<Unit*>(logits + g * area), keys.length, stride);
-    }
-    dlogits_by_key = reinterpret_cast<const Unit*>(logits);
+
+  value_gradients<U, E>(view(call.value, keys), view(call.grad_output, queries), parts,
+                        {probabilities, unit_size, stride}, products, size, to_keys,
+                        view_lines<E>(call.grad_value, pass.axis, keys), value_channels, contiguous, scratch);
+
+  Unit* by_key = probabilities;  // which are used up by then
+  const auto delta_lines = position_values(delta, call.shape, pass.axis, queries);
+  for (int64_t g = 0; g < lines; ++g) {
+    Sum* sheet = products + g * size;
+    gather<Sum>(delta_lines, g, queries.length, scratch.values[2]);
+    dlogits_line<U>(sheet, probabilities + g * unit_size, scratch.values[2], Sum(call.scale), queries.length,
+                    keys.length, stride);
+    transpose_to_units<U>(sheet, keys.length, stride, by_key + g * unit_size, queries.length, scratch.down_stride);
+    to_units<U>(sheet, reinterpret_cast<Unit*>(sheet), queries.length, stride);
   }
-  aggregate<U, E>(to_queries, view(call.key, keys), keys, dlogits_by_key,
+  aggregate<U, E>(to_queries, view(call.key, keys), keys, {by_key, unit_size, scratch.down_stride},
                   view_lines<E>(call.grad_query, pass.axis, queries), queries, nullptr, key_channels, contiguous,
                   scratch);
-  for (int64_t g = 0; g < lines; ++g) {
-    transpose_square(dlogits + g * area, stride);
-    to_units<U>(dlogits + g * area, reinterpret_cast<Unit*>(dlogits + g * area), queries.length, stride);
-  }
-  aggregate<U, E>(to_keys, view(call.query, queries), queries, reinterpret_cast<const Unit*>(dlogits),
+  aggregate<U, E>(to_keys, view(call.query, queries), queries, {reinterpret_cast<const Unit*>(products), size, stride},
                   view_lines<E>(call.grad_key, pass.axis, keys), keys, nullptr, key_channels, contiguous, scratch);
 }
 
@@ -404,14 +526,14 @@ void backward_group(const CrissCrossBackward& call, const typename U::Sum* delta
                     bool channels_are_first, int64_t index, char* memory) {
   [[maybe_unused]] const std::conditional_t<U::kTiles, TileScope, int> tiles{};
   Scratch<U> scratch;
-  scratch.lay_out(call.shape, pass, 2, memory);
+  scratch.lay_out(pass, true, memory);
   const LineGroup group = pass.group(call.shape, index);
   const Contiguous contiguous = contiguous_axis(channels_are_first, pass.axis);
   const bool row = pass.axis == Axis::row;
-  for (int64_t own = 0; own < pass.length; own += pass.segment) {
-    for (int64_t other = 0; other < pass.length; other += pass.segment) {
-      backward_part<U, E>(call, delta, pass, pass.part(group, own), pass.part(group, other), own == other,
-                          row && other == 0, row && own == 0, contiguous, scratch);
+  for (int64_t across = 0; across < pass.across.count; ++across) {
+    for (int64_t down = 0; down < pass.down.count; ++down) {
+      backward_part<U, E>(call, delta, pass, Parts(pass, group, across, down), row && across == 0, row && down == 0,
+                          contiguous, scratch);
     }
   }
 }
@@ -422,7 +544,12 @@ template <class U, class E>
 struct Kernel {
   using Sum = typename U::Sum;
 
-  static Passes passes_of(const CrissCrossShape& shape, bool first) { return make_passes(shape, first, kLanes<Sum>); }
+  // Forward keeps a sum for every pair of positions on a line, backward a unit's share of one more.
+  static Passes passes_of(const CrissCrossShape& shape, bool first, bool backward) {
+    const int64_t sum = sizeof(Sum), pair = backward ? sum + sum / U::kPair : sum;
+    const int64_t kilobytes = sizeof(E) > 2 ? 200 * sizeof(E) : backward ? 392 : 368;
+    return make_passes(shape, first, kLanes<Sum>, {pair, sizeof(E), kilobytes * 1024});
+  }
   static bool is_empty(const CrissCrossShape& s) {
     return s.batch == 0 || s.frames == 0 || s.rows == 0 || s.columns == 0;
   }
@@ -445,27 +572,27 @@ struct Kernel {
 
   static size_t workspace(const CrissCrossForward& call, int threads) {
     if (is_empty(call.shape)) return 0;
-    const Passes passes = passes_of(call.shape, is_first(call));
-    return size_t(most_workers(passes, threads)) * scratch_size<U>(call.shape, passes, 1);
+    const Passes passes = passes_of(call.shape, is_first(call), false);
+    return size_t(most_workers(passes, threads)) * scratch_size<U>(passes, false);
   }
   static size_t workspace(const CrissCrossBackward& call, int threads) {
     if (is_empty(call.shape)) return 0;
-    const Passes passes = passes_of(call.shape, is_first(call));
-    return delta_size(call.shape) + size_t(most_workers(passes, threads)) * scratch_size<U>(call.shape, passes, 2);
+    const Passes passes = passes_of(call.shape, is_first(call), true);
+    return delta_size(call.shape) + size_t(most_workers(passes, threads)) * scratch_size<U>(passes, true);
   }
 
   static void run_forward(const CrissCrossForward& call, int threads, void* workspace, ParallelFor parallel_for) {
     if (is_empty(call.shape)) return;
-    const Passes passes = passes_of(call.shape, is_first(call));
-    const size_t size = scratch_size<U>(call.shape, passes, 1);
+    const Passes passes = passes_of(call.shape, is_first(call), false);
+    const size_t size = scratch_size<U>(passes, false);
     run_passes(call.shape, passes, threads, parallel_for, [&](const Pass& pass, int64_t index, int64_t worker) {
       forward_group<U, E>(call, pass, passes.first, index, static_cast<char*>(workspace) + size_t(worker) * size);
     });
   }
   static void run_backward(const CrissCrossBackward& call, int threads, void* workspace, ParallelFor parallel_for) {
     if (is_empty(call.shape)) return;
-    const Passes passes = passes_of(call.shape, is_first(call));
-    const size_t size = scratch_size<U>(call.shape, passes, 2);
+    const Passes passes = passes_of(call.shape, is_first(call), true);
+    const size_t size = scratch_size<U>(passes, true);
     Sum* delta = static_cast<Sum*>(workspace);
     char* memory = static_cast<char*>(workspace) + delta_size(call.shape);
     run(0, call.shape.batch * call.shape.frames * call.shape.rows, threads, parallel_for,

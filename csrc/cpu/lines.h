@@ -40,31 +40,39 @@ inline LineView<E> view_lines(const gingham::MapView& map, Axis axis, const Line
           axis == Axis::row ? map.row_stride : map.column_stride, position};
 }
 
-// Loads `count` units whose first elements are neighbours along the contiguous axis.
-// `second` is where the second elements of the pairs are, null when they are zeros (the odd end of an axis).
+// Loads units whose first elements are neighbours along the contiguous axis, a whole vector of them or fewer. `second`
+// is where the second elements of the pairs are, null when they are zeros (the odd end of an axis).
 template <class U, class E>
 struct UnitLoader {  // units of one element, widened
-  static Vector<typename U::Unit> load_units(const E* first, const E*, int64_t count) {
-    return count >= kLanes<typename U::Unit> ? load_widened(first) : load_widened(first, int(count));
+  static Vector<typename U::Unit> load_whole(const E* first, const E*) { return load_widened(first); }
+  static Vector<typename U::Unit> load_part(const E* first, const E*, int64_t units) {
+    return load_widened(first, int(units));
   }
 };
 #if defined(__AVX512BF16__)
 template <>
 struct UnitLoader<BFloat16Pair, BFloat16> {
+  static Vector<uint32_t> join(__m256i low, __m256i high) {
+    return (Vector<uint32_t>)_mm512_or_si512(_mm512_cvtepu16_epi32(low),
+                                             _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
+  }
+  static __m256i load_shorts(const BFloat16* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static __m256i load_shorts(const BFloat16* p, int64_t count) {
-    return _mm256_maskz_loadu_epi16(count >= 16 ? 0xffff : __mmask16((1u << count) - 1), p);
+    return _mm256_maskz_loadu_epi16(first_lanes(int(count)), p);
   }
-  static Vector<uint32_t> load_units(const BFloat16* first, const BFloat16* second, int64_t count) {
-    const __m512i low = _mm512_cvtepu16_epi32(load_shorts(first, count));
-    if (!second) return (Vector<uint32_t>)low;
-    const __m512i high = _mm512_cvtepu16_epi32(load_shorts(second, count));
-    return (Vector<uint32_t>)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+  static Vector<uint32_t> load_whole(const BFloat16* first, const BFloat16* second) {
+    return join(load_shorts(first), load_shorts(second));
   }
-  // Pairs along the contiguous axis itself: `elements` neighbours make elements / 2 units, the odd one paired with
+  static Vector<uint32_t> load_part(const BFloat16* first, const BFloat16* second, int64_t units) {
+    return join(load_shorts(first, units), second ? load_shorts(second, units) : __m256i{});
+  }
+  // Pairs along the contiguous axis itself: of all its neighbours, or of `elements` of them, the odd one paired with
   // zero.
+  static Vector<uint32_t> load_neighbours(const BFloat16* first) {
+    return load(reinterpret_cast<const uint32_t*>(first));
+  }
   static Vector<uint32_t> load_neighbours(const BFloat16* first, int64_t elements) {
-    return (Vector<uint32_t>)_mm512_maskz_loadu_epi16(elements >= 32 ? 0xffffffffu : __mmask32((1u << elements) - 1),
-                                                      first);
+    return (Vector<uint32_t>)_mm512_maskz_loadu_epi16(__mmask32((1ull << elements) - 1), first);
   }
 };
 #endif
@@ -79,14 +87,17 @@ inline int64_t summed_units(int64_t elements) {
   return U::kTiles ? round_up(units, kTileRows) : units;
 }
 
-// Leading dimension of a panel whose positions are `length` long. A panel of pairs along positions is a left operand,
-// which is read unit by unit: it needs no padding where the product needs none (97 positions stay 97).
+// Leading dimension of a row of that many units or sums: whole vectors, but where columns are multiplied one by one.
+// Then the row has no padding (97 positions stay 97), and vectors are stored in part at its end.
+template <class U>
+inline int64_t row_stride(int64_t columns) {
+  constexpr int kN = kLanes<typename U::Sum>;
+  return has_single_columns(columns, kN) && !U::kTiles ? columns : round_up(columns, kN);
+}
+// The same of a panel whose positions are `length` long.
 template <class U, PairAxis pairs>
 inline int64_t panel_stride(int64_t length) {
-  const int64_t units = pairs == PairAxis::position ? (length + U::kPair - 1) / U::kPair : length;
-  constexpr int kN = kLanes<typename U::Sum>;
-  const bool unpadded = pairs == PairAxis::position && has_single_columns<kN>(units) && !U::kTiles;
-  return unpadded ? units : round_up(units, kN);
+  return row_stride<U>(pairs == PairAxis::position ? (length + U::kPair - 1) / U::kPair : length);
 }
 template <class U, PairAxis pairs>
 inline int64_t panel_rows(int64_t channels) {
@@ -108,81 +119,102 @@ inline typename U::Unit unit_at(LineView<const E> view, int64_t channels, int64_
   }
 }
 
-// Packs channels [0, channels) of the view into panels [line][panel_rows][panel_stride]; the padding reads as zero.
+// Packs channels [0, channels) of the view into panels [line][panel_rows][panel_stride]. What lies beyond the end reads
+// as zero. Whole vectors and whole blocks of them, which are nearly all, go through code without conditions.
 template <class U, PairAxis pairs, class E>
 inline void pack(typename U::Unit* panels, LineView<const E> view, int64_t channels, int64_t lines, int64_t length,
                  Contiguous contiguous) {
   using Unit = typename U::Unit;
+  using Loader = UnitLoader<U, E>;
   constexpr int kN = kLanes<Unit>;
   constexpr int64_t kStepP = pairs == PairAxis::position ? U::kPair : 1;  // elements per unit, along positions
   constexpr int64_t kStepC = pairs == PairAxis::channel ? U::kPair : 1;   // ... and along channels
   const int64_t rows = panel_rows<U, pairs>(channels), stride = panel_stride<U, pairs>(length);
+  const int64_t second = pairs == PairAxis::position ? view.position_stride : view.channel_stride;
+  const bool neighbours =
+      U::kPair == 2 && contiguous == (pairs == PairAxis::position ? Contiguous::position : Contiguous::channel);
   const auto at = [&](int64_t c, int64_t g, int64_t p) {
     return view.data + c * view.channel_stride + g * view.line_stride + p * view.position_stride;
   };
+  const auto load_whole = [&](const E* first) -> Vector<Unit> {
+    if constexpr (U::kPair == 2) {
+      if (neighbours) return Loader::load_neighbours(first);
+    }
+    return Loader::load_whole(first, first + second);
+  };
   // The vector of units (c, g, p), (c, g, p) + one unit along the contiguous axis, ...; zeros beyond the end.
-  const auto load_at = [&](int64_t c, int64_t g, int64_t p) -> Vector<Unit> {
+  const auto load_part = [&](int64_t c, int64_t g, int64_t p) -> Vector<Unit> {
     if (c >= channels || g >= lines || p >= length) return Vector<Unit>{};
     const E* first = at(c, g, p);
+    const int64_t left = contiguous == Contiguous::position ? length - p
+                         : contiguous == Contiguous::line   ? lines - g
+                                                            : channels - c;
     if constexpr (U::kPair == 2) {
-      using Loader = UnitLoader<U, E>;
-      if (pairs == PairAxis::position) {
-        if (contiguous == Contiguous::position) return Loader::load_neighbours(first, length - p);
-        const E* second = p + 1 < length ? first + view.position_stride : nullptr;
-        return Loader::load_units(first, second, contiguous == Contiguous::line ? lines - g : channels - c);
-      }
-      if (contiguous == Contiguous::channel) return Loader::load_neighbours(first, channels - c);
-      const E* second = c + 1 < channels ? first + view.channel_stride : nullptr;
-      return Loader::load_units(first, second, contiguous == Contiguous::line ? lines - g : length - p);
-    } else {
-      const int64_t count = contiguous == Contiguous::position ? length - p
-                            : contiguous == Contiguous::line   ? lines - g
-                                                               : channels - c;
-      return UnitLoader<U, E>::load_units(first, nullptr, count);
+      if (neighbours) return Loader::load_neighbours(first, smaller(left, 2 * kN));
     }
+    const bool odd = pairs == PairAxis::position ? p + 1 >= length : c + 1 >= channels;
+    return Loader::load_part(first, odd ? nullptr : first + second, smaller(left, kN));
   };
   if (contiguous == Contiguous::position) {
     for (int64_t r = 0; r < rows; ++r) {
+      const int64_t whole = (r + 1) * kStepC <= channels ? length / (kN * kStepP) * kN : 0;
       for (int64_t g = 0; g < lines; ++g) {
-        for (int64_t u = 0; u < stride; u += kN)
-          store_part(panels + (g * rows + r) * stride + u, load_at(r * kStepC, g, u * kStepP), stride - u);
+        Unit* row = panels + (g * rows + r) * stride;
+        const E* first = at(r * kStepC, g, 0);
+        for (int64_t u = 0; u < whole; u += kN) store(row + u, load_whole(first + u * kStepP));
+        for (int64_t u = whole; u < stride; u += kN) {
+          store_part(row + u, load_part(r * kStepC, g, u * kStepP), stride - u);
+        }
       }
     }
     return;
   }
-  Vector<Unit> block[kN];
+  // Blocks of kN units along positions, in memory, by kN units along lines or channels, in the lanes.
+  const auto pack_block = [&](Unit* to, int64_t to_stride, int64_t valid, bool whole, int64_t r, int64_t g, int64_t u) {
+    Vector<Unit> block[kN];
+    if (whole) {
+      const E* first = at(r * kStepC, g, u * kStepP);
+#pragma GCC unroll 16
+      for (int i = 0; i < kN; ++i) block[i] = load_whole(first + i * kStepP * view.position_stride);
+      transpose<Unit>(block);
+#pragma GCC unroll 16
+      for (int i = 0; i < kN; ++i) store(to + i * to_stride, block[i]);
+    } else {
+      for (int i = 0; i < kN; ++i) block[i] = load_part(r * kStepC, g, (u + i) * kStepP);
+      transpose<Unit>(block);
+      for (int64_t i = 0; i < valid; ++i) store_part(to + i * to_stride, block[i], stride - u);
+    }
+  };
+  // One by one what would be a block of little but padding.
+  const auto pack_units = [&](int64_t r, int64_t g, int64_t u, int64_t end) {
+    for (; u < end; ++u) {
+      panels[(g * rows + r) * stride + u] = unit_at<U, pairs>(view, channels, length, r * kStepC, g, u * kStepP);
+    }
+  };
+  const int64_t blocks_end = stride % kN ? stride / kN * kN : stride;
   if (contiguous == Contiguous::line) {
-    const int64_t alone = lines % kN == 1 ? lines - 1 : lines;  // a line that would be a block of its own
+    const int64_t alone = lines % kN == 1 ? lines - 1 : lines;
     for (int64_t r = 0; r < rows; ++r) {
-      if (alone < lines) {
-        Unit* row = panels + (alone * rows + r) * stride;
-        for (int64_t u = 0; u < stride; ++u)
-          row[u] = unit_at<U, pairs>(view, channels, length, r * kStepC, alone, u * kStepP);
-      }
-      for (int64_t u = 0; u < stride; u += kN) {
+      if (alone < lines) pack_units(r, alone, 0, stride);
+      for (int64_t u = 0; u < blocks_end; u += kN) {
+        const bool whole = (u + kN) * kStepP <= length && (r + 1) * kStepC <= channels;
         for (int64_t g = 0; g < alone; g += kN) {
-          for (int i = 0; i < kN; ++i) block[i] = load_at(r * kStepC, g, (u + i) * kStepP);
-          const int64_t valid = smaller(kN, lines - g);
-          transpose<Unit>(block);
-          for (int64_t i = 0; i < valid; ++i) {
-            store_part(panels + ((g + i) * rows + r) * stride + u, block[i], stride - u);
-          }
+          pack_block(panels + (g * rows + r) * stride + u, rows * stride, smaller(kN, lines - g),
+                     whole && g + kN <= lines, r, g, u);
         }
       }
+      for (int64_t g = 0; g < alone && blocks_end < stride; ++g) pack_units(r, g, blocks_end, stride);
     }
     return;
   }
   for (int64_t g = 0; g < lines; ++g) {
-    for (int64_t u = 0; u < stride; u += kN) {
+    for (int64_t u = 0; u < blocks_end; u += kN) {
       for (int64_t r = 0; r < rows; r += kN) {
-        for (int i = 0; i < kN; ++i) block[i] = load_at(r * kStepC, g, (u + i) * kStepP);
-        transpose<Unit>(block);
-        const int64_t valid = smaller(kN, rows - r);
-        for (int64_t i = 0; i < valid; ++i) {
-          store_part(panels + (g * rows + r + i) * stride + u, block[i], stride - u);
-        }
+        const bool whole = (u + kN) * kStepP <= length && (r + kN) * kStepC <= channels;
+        pack_block(panels + (g * rows + r) * stride + u, stride, smaller(kN, rows - r), whole, r, g, u);
       }
     }
+    for (int64_t r = 0; r < rows && blocks_end < stride; ++r) pack_units(r, g, blocks_end, stride);
   }
 }
 
@@ -204,23 +236,22 @@ inline void prefetch_lines(Prefetcher& prefetcher, LineView<E> view, int64_t cha
 
 enum class Merge { write, add, weigh };
 
-// Writes panels [line][channels][padded length] of sums back: map = sums, map += sums, or map = map * weights + sums
-// with weights [line][weight_stride].
+// Writes panels [line][channels][stride] of sums back: map = sums, map += sums, or map = map * weights + sums with
+// weights [line][weight_stride]. Vectors are read to their end, beyond the last row's.
 template <Merge merge, class E, class Sum>
-inline void unpack(const Sum* panels, const Sum* weights, int64_t weight_stride, LineView<E> view, int64_t channels,
-                   int64_t lines, int64_t length, Contiguous contiguous) {
+inline void unpack(const Sum* panels, int64_t stride, const Sum* weights, int64_t weight_stride, LineView<E> view,
+                   int64_t channels, int64_t lines, int64_t length, Contiguous contiguous) {
   constexpr int kN = kLanes<Sum>;
-  const int64_t stride = round_up(length, kN);
+  const auto put_whole = [&](E* target, Vector<Sum> sums, Vector<Sum> weight) {
+    if constexpr (merge == Merge::add) sums += load_widened(target);
+    if constexpr (merge == Merge::weigh) sums += weight * load_widened(target);
+    store_narrowed(target, sums);
+  };
   const auto put = [&](E* target, Vector<Sum> sums, Vector<Sum> weight, int64_t count) {
-    if (count >= kN) {
-      if constexpr (merge == Merge::add) sums += load_widened(target);
-      if constexpr (merge == Merge::weigh) sums += weight * load_widened(target);
-      store_narrowed(target, sums);
-    } else {
-      if constexpr (merge == Merge::add) sums += load_widened(target, int(count));
-      if constexpr (merge == Merge::weigh) sums += weight * load_widened(target, int(count));
-      store_narrowed(target, sums, int(count));
-    }
+    if (count >= kN) return put_whole(target, sums, weight);
+    if constexpr (merge == Merge::add) sums += load_widened(target, int(count));
+    if constexpr (merge == Merge::weigh) sums += weight * load_widened(target, int(count));
+    store_narrowed(target, sums, int(count));
   };
   const auto at = [&](int64_t c, int64_t g, int64_t p) {
     return view.data + c * view.channel_stride + g * view.line_stride + p * view.position_stride;
@@ -237,7 +268,22 @@ inline void unpack(const Sum* panels, const Sum* weights, int64_t weight_stride,
     }
     return;
   }
-  Vector<Sum> block[kN];
+  // Blocks of kN sums along positions, in the lanes, by kN along lines or channels. weight_at(i) belongs to block[i].
+  const auto unpack_block = [&](const Sum* from, int64_t from_stride, int64_t valid, int64_t steps, E* to,
+                                const auto& weight_at) {
+    Vector<Sum> block[kN];
+    if (valid == kN && steps == kN) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kN; ++i) block[i] = load(from + i * from_stride);
+      transpose<Sum>(block);
+#pragma GCC unroll 16
+      for (int i = 0; i < kN; ++i) put_whole(to + i * view.position_stride, block[i], weight_at(i));
+    } else {
+      for (int64_t i = 0; i < kN; ++i) block[i] = i < valid ? load(from + i * from_stride) : Vector<Sum>{};
+      transpose<Sum>(block);
+      for (int64_t i = 0; i < steps; ++i) put(to + i * view.position_stride, block[i], weight_at(i), valid);
+    }
+  };
   if (contiguous == Contiguous::line) {
     const int64_t alone = lines % kN == 1 ? lines - 1 : lines;  // a line that would be a block of its own
     for (int64_t c = 0; c < channels && alone < lines; ++c) {
@@ -250,7 +296,7 @@ inline void unpack(const Sum* panels, const Sum* weights, int64_t weight_stride,
         }
         Vector<Sum> weight{};
         if constexpr (merge == Merge::weigh) weight = load(weights + alone * weight_stride + p);
-        put(old, load(row + p), weight, kN);
+        put_whole(old, load(row + p), weight);
         for (int64_t i = 0; i < count; ++i) *at(c, alone, p + i) = old[i];
       }
     }
@@ -263,13 +309,9 @@ inline void unpack(const Sum* panels, const Sum* weights, int64_t weight_stride,
             weight[i] = i < valid ? load(weights + (g + i) * weight_stride + p) : Vector<Sum>{};
           transpose<Sum>(weight);
         }
-        const int64_t steps = smaller(kN, length - p);
         for (int64_t c = 0; c < channels; ++c) {
-          for (int64_t i = 0; i < kN; ++i) {
-            block[i] = i < valid ? load(panels + ((g + i) * channels + c) * stride + p) : Vector<Sum>{};
-          }
-          transpose<Sum>(block);
-          for (int64_t i = 0; i < steps; ++i) put(at(c, g, p + i), block[i], weight[i], valid);
+          unpack_block(panels + (g * channels + c) * stride + p, channels * stride, valid, smaller(kN, length - p),
+                       at(c, g, p), [&](int64_t i) { return merge == Merge::weigh ? weight[i] : Vector<Sum>{}; });
         }
       }
     }
@@ -277,18 +319,12 @@ inline void unpack(const Sum* panels, const Sum* weights, int64_t weight_stride,
   }
   for (int64_t g = 0; g < lines; ++g) {
     for (int64_t p = 0; p < length; p += kN) {
-      const int64_t steps = smaller(kN, length - p);
+      const auto weight_at = [&](int64_t i) {
+        return merge == Merge::weigh ? broadcast(weights[g * weight_stride + p + i]) : Vector<Sum>{};
+      };
       for (int64_t c = 0; c < channels; c += kN) {
-        const int64_t valid = smaller(kN, channels - c);
-        for (int64_t i = 0; i < kN; ++i) {
-          block[i] = i < valid ? load(panels + (g * channels + c + i) * stride + p) : Vector<Sum>{};
-        }
-        transpose<Sum>(block);
-        for (int64_t i = 0; i < steps; ++i) {
-          Vector<Sum> weight{};
-          if constexpr (merge == Merge::weigh) weight += weights[g * weight_stride + p + i];
-          put(at(c, g, p + i), block[i], weight, valid);
-        }
+        unpack_block(panels + (g * channels + c) * stride + p, stride, smaller(kN, channels - c),
+                     smaller(kN, length - p), at(c, g, p), weight_at);
       }
     }
   }

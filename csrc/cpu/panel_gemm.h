@@ -42,6 +42,16 @@ struct BFloat16Pair {
 };
 #endif
 
+// The elements number `which` of a vector of units.
+template <class U>
+inline Vector<typename U::Sum> sum_of_unit(Vector<typename U::Unit> units, [[maybe_unused]] int64_t which) {
+  if constexpr (U::kPair == 1) {
+    return units;
+  } else {
+    return (Vector<typename U::Sum>)(which ? units & 0xffff0000u : units << 16);
+  }
+}
+
 // The largest register block of NV vectors a row that leaves registers for B and one broadcast of A.
 constexpr int block_rows(int vectors) {
   if (kRegisters == 32) return vectors == 4 ? 6 : vectors == 3 ? 8 : 12;
@@ -115,16 +125,16 @@ inline void multiply_stripe(int64_t rows, Panel<U> a, const typename U::Unit* b,
   }
 }
 
-// One column of C. When A's summed axis is contiguous, the lanes run along it; otherwise they run along the rows, and
-// may read up to a vector past the end of A.
+// One column of C, from a column of B whose units are b_stride apart. When the summed axes of both are contiguous, the
+// lanes run along them; otherwise they run along the rows, and may read up to a vector past the end of A.
 template <class U>
 inline void multiply_column(int64_t rows, Panel<U> a, const typename U::Unit* b, int64_t b_stride, typename U::Sum* c,
-                            int64_t c_stride, int64_t count, bool accumulate, typename U::Unit* column) {
+                            int64_t c_stride, int64_t count, bool accumulate) {
   using Sum = typename U::Sum;
   constexpr int kN = kLanes<Sum>;
-  if (a.sum_stride == 1) {
+  if (a.sum_stride == 1 && b_stride == 1) {
+    const typename U::Unit* column = b;
     const int64_t whole = count / kN * kN, rest = count - whole;
-    for (int64_t k = 0; k < count; ++k) column[k] = b[k * b_stride];
     const auto last = load_part(column + whole, rest);
     constexpr int kRows = 4;  // at a time, because a sum waits for its own last step
     for (int64_t begin = 0; begin < rows; begin += kRows) {
@@ -160,8 +170,7 @@ inline void multiply_column(int64_t rows, Panel<U> a, const typename U::Unit* b,
 
 // A remainder of one or two columns (feature maps of 97, 129 or 257 have one) is cheaper one by one than as a vector
 // that is mostly padding.
-template <int lanes>
-constexpr bool has_single_columns(int64_t columns) {
+constexpr bool has_single_columns(int64_t columns, int lanes) {
   return columns > lanes && columns % lanes > 0 && columns % lanes <= 2;
 }
 
@@ -169,14 +178,16 @@ constexpr bool has_single_columns(int64_t columns) {
 template <class U>
 struct Stripes {
   static constexpr int kN = kLanes<typename U::Sum>;
-  int64_t vectors, count;
+  int64_t all, vectors, count;
 
   static constexpr int64_t kWidest = U::kTiles ? 2 : kMostVectors, kTallest = U::kTiles ? 2 * kTileRows : block_rows(1);
 
-  explicit Stripes(int64_t columns) {
-    vectors = has_single_columns<kN>(columns) ? columns / kN : (columns + kN - 1) / kN;
+  explicit Stripes(int64_t columns) : all(columns) {
+    vectors = has_single_columns(columns, kN) ? columns / kN : (columns + kN - 1) / kN;
     count = (vectors + kWidest - 1) / kWidest;
   }
+  // Columns that are in no stripe and multiplied one by one: the last ones.
+  int64_t single_columns() const { return larger(0, all - vectors * kN); }
   // How often a product of `rows` rows and `steps` steps lets the prefetcher work, at least.
   int64_t prefetches(int64_t rows, int64_t steps) const {
     return count * ((rows + kTallest - 1) / kTallest) * larger(1, steps / kStepsBetweenPrefetches);
@@ -236,11 +247,19 @@ inline void multiply_tile_stripe(int64_t rows, Panel<BFloat16Pair> a, const uint
 }
 #endif
 
+// Copies the columns of a right operand that are multiplied one by one to [column][stride], where each is contiguous.
+template <class U>
+inline void gather_single_columns(const typename U::Unit* b, int64_t b_stride, int64_t columns, int64_t count,
+                                  typename U::Unit* to, int64_t stride) {
+  for (int64_t n = columns - Stripes<U>(columns).single_columns(); n < columns; ++n, to += stride) {
+    for (int64_t k = 0; k < count; ++k) to[k] = b[k * b_stride + n];
+  }
+}
+
 // Units of scratch memory that `multiply` needs for a left operand of that many rows and steps.
 template <class U>
 inline int64_t multiply_scratch(int64_t rows, int64_t count) {
-  const int64_t column = round_up(count, kLanes<typename U::Unit>);
-  return U::kTiles ? column + round_up(rows, kTileRows) * round_up(count, kTileRows) : column;
+  return U::kTiles ? round_up(rows, kTileRows) * round_up(count, kTileRows) : 0;
 }
 
 // A with its summed axis contiguous, as tiles need it: blocks transposed into `copy` where it is not.
@@ -260,14 +279,17 @@ inline Panel<U> with_contiguous_sums(int64_t rows, Panel<U> a, int64_t count, ty
   return {copy, count, 1};
 }
 
-// C[rows][columns] (+)= A B. A must have sum_stride 1 or row_stride 1. With tiles, count is a multiple of 16.
+// C[rows][columns] (+)= A B. With tiles, count is a multiple of 16. A must have row_stride 1, or sum_stride 1 and
+// single_columns, those of B as gather_single_columns copies them.
 template <class U>
 inline void multiply(int64_t rows, int64_t columns, int64_t count, Panel<U> a, const typename U::Unit* b,
-                     int64_t b_stride, typename U::Sum* c, int64_t c_stride, bool accumulate, typename U::Unit* scratch,
+                     int64_t b_stride, const typename U::Unit* single_columns, int64_t single_stride,
+                     typename U::Sum* c, int64_t c_stride, bool accumulate, typename U::Unit* scratch,
                      Prefetcher& prefetcher) {
   constexpr int kN = kLanes<typename U::Sum>;
   const Stripes<U> stripes(columns);
-  if constexpr (U::kTiles) a = with_contiguous_sums<U>(rows, a, count, scratch + round_up(count, kN));
+  const Panel<U> left = a;
+  if constexpr (U::kTiles) a = with_contiguous_sums<U>(rows, a, count, scratch);
   for (int64_t stripe = 0; stripe < stripes.count; ++stripe) {
     const int64_t begin = stripes.vectors * stripe / stripes.count,
                   end = stripes.vectors * (stripe + 1) / stripes.count;
@@ -298,8 +320,13 @@ inline void multiply(int64_t rows, int64_t columns, int64_t count, Panel<U> a, c
         if constexpr (kMostVectors == 4) with_vectors(std::integral_constant<int, 4>());
     }
   }
-  for (int64_t n = stripes.vectors * kN; n < columns; ++n) {
-    multiply_column<U>(rows, a, b + n, b_stride, c + n, c_stride, count, accumulate, scratch);
+  for (int64_t n = columns - stripes.single_columns(); n < columns; ++n) {
+    if (single_columns) {
+      multiply_column<U>(rows, left, single_columns, 1, c + n, c_stride, count, accumulate);
+      single_columns += single_stride;
+    } else {
+      multiply_column<U>(rows, left, b + n, b_stride, c + n, c_stride, count, accumulate);
+    }
   }
 }
 

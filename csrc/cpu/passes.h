@@ -13,60 +13,88 @@ using gingham::CrissCrossShape;
 using gingham::MapView;
 using gingham::ParallelFor;
 
+// ---------------------------------------------------------------------------------------------- parts of a line
+
+// [0, length) in `count` parts of `step` each, but for the last, which takes what is left.
+struct Cut {
+  int64_t length = 0, step = 0, count = 0;
+
+  // Into parts of whole vectors; where a lone column or two remain, the last part takes them.
+  static Cut into(int64_t parts, int64_t length, int lanes) {
+    const int64_t vectors = has_single_columns(length, lanes) ? length / lanes : (length + lanes - 1) / lanes;
+    const int64_t vectors_of_a_part = (vectors + parts - 1) / parts;
+    return {length, vectors_of_a_part * lanes, (vectors + vectors_of_a_part - 1) / vectors_of_a_part};
+  }
+  int64_t begin(int64_t part) const { return part * step; }
+  int64_t size(int64_t part) const { return part + 1 == count ? length - begin(part) : step; }
+  int64_t longest() const { return count > 1 ? larger(step, size(count - 1)) : length; }
+};
+
 // ---------------------------------------------------------------------------------------------- groups of lines
 
-// How the lines of one axis are cut into groups. The last group takes up to a quarter more than the others, rather than
-// leave a sliver that would be packed in blocks that are mostly padding.
+// How the lines of one axis are cut into groups, and how a group's sheets are cut: a sheet holds, per line, a number
+// for every pair of a position `down` and one `across` (whose neighbours are the lanes of a vector).
 struct Pass {
   Axis axis;
-  int64_t length;       // positions in a line
-  int64_t segment;      // positions of a line whose logits are held at a time, queries as well as keys
+  int64_t length;  // positions in a line
+  Cut across, down;
   int64_t planes;       // sets of parallel lines: batch x frames, or batch x rows for the axis of frames
   int64_t lines;        // in one plane
   int64_t group_lines;  // in one group
   int64_t groups_per_plane;
-  bool is_last;  // of a call
+  int64_t scratch_bytes;  // that a thread should make do with
+  bool is_last;           // of a call
 
-  int64_t last_lines() const { return lines - (groups_per_plane - 1) * group_lines; }
-  int64_t most_lines() const { return larger(groups_per_plane > 1 ? group_lines : 0, last_lines()); }
   int64_t groups() const { return planes * groups_per_plane; }
 
   LineGroup group(const CrissCrossShape& shape, int64_t index) const {
-    const int64_t plane = index / groups_per_plane, in_plane = index % groups_per_plane;
-    const int64_t first = in_plane * group_lines;
-    const int64_t count = in_plane + 1 == groups_per_plane ? last_lines() : group_lines;
+    const int64_t plane = index / groups_per_plane, first = index % groups_per_plane * group_lines;
     const int64_t inner = axis == Axis::frame ? shape.rows : shape.frames;
-    LineGroup group{plane / inner, 0, 0, 0, count, length};
+    LineGroup group{plane / inner, 0, 0, 0, smaller(group_lines, lines - first), length};
     (axis == Axis::frame ? group.row : group.frame) = plane % inner;
     (axis == Axis::row ? group.row : group.column) = first;
     return group;
   }
 
-  // The positions of the group's lines from `begin` on, a segment of them.
-  LineGroup part(LineGroup group, int64_t begin) const {
-    (axis == Axis::row ? group.column : axis == Axis::column ? group.row : group.frame) += begin;
-    group.length = smaller(segment, length - begin);
+  // The positions of the group's lines that belong to one part of a cut.
+  LineGroup part(LineGroup group, const Cut& cut, int64_t index) const {
+    (axis == Axis::row ? group.column : axis == Axis::column ? group.row : group.frame) += cut.begin(index);
+    group.length = cut.size(index);
     return group;
   }
 };
 
-// In a segment. Half of it takes a quarter of the memory, but more time on a 257 x 129 map.
+// Down a sheet. Half of it takes a quarter of the memory, but more time on a 257 x 129 map.
 constexpr int64_t kMostPositions = 288;
 
-Pass make_pass(const CrissCrossShape& shape, Axis axis, Contiguous contiguous, int lanes) {
+// Bytes kept for every pair of positions (one number in forward, two in backward), of an element of the maps, and that
+// a thread's scratch should make do with.
+struct Sizes {
+  int64_t pair, element, scratch;
+};
+
+Pass make_pass(const CrissCrossShape& shape, Axis axis, Contiguous contiguous, int lanes, Sizes sizes) {
   Pass pass{};
   pass.axis = axis;
   pass.length = axis == Axis::row ? shape.columns : axis == Axis::column ? shape.rows : shape.frames;
   pass.planes = shape.batch * (axis == Axis::frame ? shape.rows : shape.frames);
   pass.lines = axis == Axis::row ? shape.rows : shape.columns;
-  const int64_t segments = (pass.length + kMostPositions - 1) / kMostPositions;
-  pass.segment = (pass.length + segments - 1) / segments;
+  pass.down = Cut::into((pass.length + kMostPositions - 1) / kMostPositions, pass.length, lanes);
   // Lanes across lines need whole vectors of them; otherwise a few lines make one stretch of memory long enough.
-  constexpr int64_t kLogitsOfAGroup = 64 * 1024;
-  const int64_t few = larger(1, smaller(4, kLogitsOfAGroup / (pass.segment * pass.segment)));
+  constexpr int64_t kPairsOfAGroup = 64 * 1024;
+  const int64_t pairs = pass.down.step * pass.down.step;
+  const int64_t few = larger(1, smaller(4, kPairsOfAGroup / pairs));
   pass.group_lines = smaller(pass.lines, contiguous == Contiguous::line ? lanes : few);
-  const int64_t whole = pass.lines / pass.group_lines, rest = pass.lines % pass.group_lines;
-  pass.groups_per_plane = rest > pass.group_lines / 4 ? whole + 1 : whole;
+  pass.groups_per_plane = (pass.lines + pass.group_lines - 1) / pass.group_lines;
+  // Memory is bounded by what others would keep: a group's sheets take no more than the attention weights of 16 lines
+  // in the dtype of the maps, unless they are small anyway. Each further part costs reading the `down` side of the
+  // lines once more, a smaller pool of panels costs shorter sums. At 97 x 97 all scratch, the log-sum-exp and
+  // backward's delta are less than 2 % of what the einsum form needs for one image.
+  constexpr int64_t kWeighedLines = 16, kSmall = 128 * 1024;
+  pass.scratch_bytes = sizes.scratch;
+  const int64_t size = pass.group_lines * pairs * sizes.pair;
+  const int64_t most = larger(kSmall, kWeighedLines * pairs * sizes.element);
+  pass.across = Cut::into(pass.down.count * ((size + most - 1) / most), pass.length, lanes);
   return pass;
 }
 
@@ -86,15 +114,15 @@ struct Passes {
   bool first;  // channels first
 };
 
-Passes make_passes(const CrissCrossShape& shape, bool first, int lanes) {
+Passes make_passes(const CrissCrossShape& shape, bool first, int lanes, Sizes sizes) {
   Passes passes;
   passes.first = first;
-  passes.items[passes.count++] = make_pass(shape, Axis::row, contiguous_axis(first, Axis::row), lanes);
+  passes.items[passes.count++] = make_pass(shape, Axis::row, contiguous_axis(first, Axis::row), lanes, sizes);
   if (shape.rows > 1) {
-    passes.items[passes.count++] = make_pass(shape, Axis::column, contiguous_axis(first, Axis::column), lanes);
+    passes.items[passes.count++] = make_pass(shape, Axis::column, contiguous_axis(first, Axis::column), lanes, sizes);
   }
   if (shape.frames > 1) {
-    passes.items[passes.count++] = make_pass(shape, Axis::frame, contiguous_axis(first, Axis::frame), lanes);
+    passes.items[passes.count++] = make_pass(shape, Axis::frame, contiguous_axis(first, Axis::frame), lanes, sizes);
   }
   passes.items[passes.count - 1].is_last = true;
   return passes;
@@ -102,46 +130,74 @@ Passes make_passes(const CrissCrossShape& shape, bool first, int lanes) {
 
 // ---------------------------------------------------------------------------------------------- scratch memory
 
-// The scratch of one thread. `squares` counts the L x L matrices a line needs: one forward, two backward.
+// The scratch of one thread.
 template <class U>
 struct Scratch {
   using Sum = typename U::Sum;
   using Unit = typename U::Unit;
-  static constexpr int64_t kPanelBytes = 192 * 1024;
+  static_assert(sizeof(Sum) == sizeof(Unit));
+  static constexpr int64_t kFewestChannels = U::kTiles ? 2 * kTileRows : 8, kMostChannels = 192;
 
-  int64_t stride = 0;        // padded line length
-  int64_t chunk = 0;         // channels in a panel
-  Sum* squares[2] = {};      // [line][stride][stride]
-  Sum* panels[2] = {};       // [line][chunk][stride]
-  Sum* line_values[3] = {};  // [line][stride]
-  Unit* product = nullptr;   // for multiply
+  int64_t across_stride = 0, down_stride = 0;  // of the rows of a sheet [down][across], of a transposed one
+  int64_t sheet_sizes[2] = {};                 // of one line
+  Sum* sheets[2] = {};                         // [line][down][across]; backward's first may be transposed
+  Sum* weights = nullptr;                      // [line][value_stride]: forward's, one per query
+  Sum* values[3] = {};                         // [value_stride]: of one line, one per position
+  int64_t value_stride = 0;
+  Unit* single_columns = nullptr;  // [line][single_count][single_stride]: of the operand at hand
+  int64_t single_count = 0, single_stride = 0;
+  Unit* pool = nullptr;  // panels of some channels
+  int64_t pool_units = 0;
+  Unit* product = nullptr;  // for multiply
 
+  // How many channels to take at a time when the panels of one channel are that many units: as many as fit the pool.
   // A multiple of every register block's height, unless there are fewer channels.
-  static int64_t chunk_channels(const Pass& pass, int64_t channels) {
-    const int64_t stride = round_up(pass.segment, kLanes<Sum>);
-    const int64_t fit = kPanelBytes / (pass.most_lines() * stride * int64_t(sizeof(Sum)));
-    if (U::kTiles) {
-      const int64_t tall = 2 * kTileRows;
-      return smaller(round_up(larger(1, channels), kTileRows), fit >= tall ? fit / tall * tall : kTileRows);
-    }
-    return smaller(round_up(larger(1, channels), 8), fit >= 24 ? fit / 24 * 24 : larger(8, fit / 8 * 8));
+  int64_t chunk(int64_t units_of_a_channel, int64_t channels) const {
+    const int64_t fit = smaller(kMostChannels, pool_units / units_of_a_channel);
+    const int64_t step = U::kTiles ? 2 * kTileRows : fit >= 24 ? 24 : 8;
+    return smaller(round_up(larger(1, channels), kFewestChannels), larger(kFewestChannels, fit / step * step));
+  }
+  // Units that one channel of a line takes in the step that needs most.
+  static int64_t units_of_a_channel(int64_t across, int64_t down, bool backward) {
+    const auto pack_and_sum = [](int64_t source, int64_t target) {
+      return panel_stride<U, PairAxis::position>(source) + row_stride<U>(target);
+    };
+    const auto pack_two = [](int64_t left, int64_t right) {
+      return (panel_stride<U, PairAxis::channel>(left) + panel_stride<U, PairAxis::channel>(right) + U::kPair - 1) /
+             U::kPair;
+    };
+    int64_t most = larger(pack_two(down, across), pack_and_sum(down, across));
+    if (backward) most = larger(most, pack_and_sum(across, down));
+    return most;
   }
   // Lays the scratch of `pass` out at `base`; returns its size. base may be null to ask for the size alone.
-  size_t lay_out(const CrissCrossShape& shape, const Pass& pass, int square_count, char* base) {
-    stride = round_up(pass.segment, kLanes<Sum>);
-    chunk = chunk_channels(pass, larger(shape.key_channels, shape.value_channels));
+  size_t lay_out(const Pass& pass, bool backward, char* base) {
+    constexpr int kN = kLanes<Sum>;
+    const int64_t across = pass.across.longest(), down = pass.down.longest(), lines = pass.group_lines;
+    const int64_t most = larger(across, down);
     size_t offset = 0;
     const auto take = [&](int64_t count) {
       Sum* at = reinterpret_cast<Sum*>(base + offset);
       offset += size_t(round_up(count * int64_t(sizeof(Sum)), 64));
       return at;
     };
-    const int64_t lines = pass.most_lines();
-    for (int i = 0; i < square_count; ++i) squares[i] = take(lines * stride * stride);
-    for (Sum*& panel : panels) panel = take(lines * chunk * stride);
-    for (Sum*& values : line_values) values = take(lines * stride);
-    product = reinterpret_cast<Unit*>(
-        take(larger(multiply_scratch<U>(pass.segment, chunk), multiply_scratch<U>(chunk, stride))));
+    across_stride = row_stride<U>(across), down_stride = row_stride<U>(down);
+    const int64_t sums = (U::kTiles ? round_up(down, kTileRows) : down) * across_stride;
+    const int64_t units = larger(summed_units<U>(down) * across_stride, summed_units<U>(across) * down_stride);
+    sheet_sizes[0] = round_up(backward ? units : sums, kN), sheet_sizes[1] = backward ? round_up(sums, kN) : 0;
+    for (int i = 0; i < 2; ++i) sheets[i] = take(lines * sheet_sizes[i]);
+    value_stride = round_up(most, kN);
+    weights = backward ? nullptr : take(lines * value_stride);
+    for (Sum*& line_values : values) line_values = take(value_stride);
+    single_stride = round_up(summed_units<U>(most), kN);
+    single_count = larger(Stripes<U>(across).single_columns(), Stripes<U>(down).single_columns());
+    single_columns = reinterpret_cast<Unit*>(take(lines * single_count * single_stride));
+    product = reinterpret_cast<Unit*>(take(multiply_scratch<U>(most, kMostChannels / U::kPair)));
+    // Last: vectors are read to their end where a sheet or a panel ends.
+    const int64_t fewest = kFewestChannels * lines * units_of_a_channel(across, down, backward);
+    const int64_t left = (pass.scratch_bytes - int64_t(offset)) / int64_t(sizeof(Unit)) - kN;
+    pool_units = larger(fewest, smaller(left, kMostChannels * fewest / kFewestChannels));
+    pool = reinterpret_cast<Unit*>(take(pool_units + kN));
     return offset;
   }
 };
@@ -154,11 +210,11 @@ int64_t most_workers(const Passes& passes, int threads) {
 }
 
 template <class U>
-size_t scratch_size(const CrissCrossShape& shape, const Passes& passes, int squares) {
+size_t scratch_size(const Passes& passes, bool backward) {
   size_t most = 0;
   for (int i = 0; i < passes.count; ++i) {
     Scratch<U> scratch;
-    const size_t size = scratch.lay_out(shape, passes.items[i], squares, nullptr);
+    const size_t size = scratch.lay_out(passes.items[i], backward, nullptr);
     most = size > most ? size : most;
   }
   return most;

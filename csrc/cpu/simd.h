@@ -151,6 +151,12 @@ inline Vector<uint32_t> bfloat16_bits(Vector<float> v) {
   return v == v ? rounded : ((bits >> 16) | 0x40u);
 #endif
 }
+#if defined(__AVX512BF16__)
+// Two numbers a lane, rounded to bfloat16: `low` in the lower half.
+inline Vector<uint32_t> pair_bits(Vector<float> low, Vector<float> high) {
+  return bfloat16_bits(low) | (bfloat16_bits(high) << 16);
+}
+#endif
 inline void store_narrowed(float* p, Vector<float> v) { store(p, v); }
 inline void store_narrowed(double* p, Vector<double> v) { store(p, v); }
 inline void store_narrowed(BFloat16* p, Vector<float> v) {
