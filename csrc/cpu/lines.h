@@ -143,7 +143,7 @@ inline void pack(typename U::Unit* panels, LineView<const E> view, int64_t chann
     return Loader::load_whole(first, first + second);
   };
   // The vector of units (c, g, p), (c, g, p) + one unit along the contiguous axis, ...; zeros beyond the end.
-  const auto load_part = [&](int64_t c, int64_t g, int64_t p) -> Vector<Unit> {
+  const auto load_part = [&](int64_t c, int64_t g, int64_t p) __attribute__((noinline)) -> Vector<Unit> {
     if (c >= channels || g >= lines || p >= length) return Vector<Unit>{};
     const E* first = at(c, g, p);
     const int64_t left = contiguous == Contiguous::position ? length - p
@@ -170,17 +170,22 @@ inline void pack(typename U::Unit* panels, LineView<const E> view, int64_t chann
     return;
   }
   // Blocks of kN units along positions, in memory, by kN units along lines or channels, in the lanes.
-  const auto pack_block = [&](Unit* to, int64_t to_stride, int64_t valid, bool whole, int64_t r, int64_t g, int64_t u) {
+  const auto pack_block = [&](Unit* to, int64_t to_stride, int64_t valid, bool whole_lanes, int64_t r, int64_t g,
+                              int64_t u) {
+    const E* first = at(r * kStepC, g, u * kStepP);
+    const int64_t step = kStepP * view.position_stride, whole = whole_lanes ? length / kStepP - u : 0;
     Vector<Unit> block[kN];
-    if (whole) {
-      const E* first = at(r * kStepC, g, u * kStepP);
+    if (whole >= kN) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kN; ++i) block[i] = load_whole(first + i * kStepP * view.position_stride);
+      for (int i = 0; i < kN; ++i) block[i] = load_whole(first + i * step);
       transpose<Unit>(block);
 #pragma GCC unroll 16
       for (int i = 0; i < kN; ++i) store(to + i * to_stride, block[i]);
     } else {
-      for (int i = 0; i < kN; ++i) block[i] = load_part(r * kStepC, g, (u + i) * kStepP);
+#pragma GCC unroll 16
+      for (int i = 0; i < kN; ++i) {
+        block[i] = i < whole ? load_whole(first + i * step) : load_part(r * kStepC, g, (u + i) * kStepP);
+      }
       transpose<Unit>(block);
       for (int64_t i = 0; i < valid; ++i) store_part(to + i * to_stride, block[i], stride - u);
     }
@@ -197,10 +202,9 @@ inline void pack(typename U::Unit* panels, LineView<const E> view, int64_t chann
     for (int64_t r = 0; r < rows; ++r) {
       if (alone < lines) pack_units(r, alone, 0, stride);
       for (int64_t u = 0; u < blocks_end; u += kN) {
-        const bool whole = (u + kN) * kStepP <= length && (r + 1) * kStepC <= channels;
         for (int64_t g = 0; g < alone; g += kN) {
           pack_block(panels + (g * rows + r) * stride + u, rows * stride, smaller(kN, lines - g),
-                     whole && g + kN <= lines, r, g, u);
+                     g + kN <= lines && (r + 1) * kStepC <= channels, r, g, u);
         }
       }
       for (int64_t g = 0; g < alone && blocks_end < stride; ++g) pack_units(r, g, blocks_end, stride);
@@ -210,8 +214,8 @@ inline void pack(typename U::Unit* panels, LineView<const E> view, int64_t chann
   for (int64_t g = 0; g < lines; ++g) {
     for (int64_t u = 0; u < blocks_end; u += kN) {
       for (int64_t r = 0; r < rows; r += kN) {
-        const bool whole = (u + kN) * kStepP <= length && (r + kN) * kStepC <= channels;
-        pack_block(panels + (g * rows + r) * stride + u, stride, smaller(kN, rows - r), whole, r, g, u);
+        pack_block(panels + (g * rows + r) * stride + u, stride, smaller(kN, rows - r), (r + kN) * kStepC <= channels,
+                   r, g, u);
       }
     }
     for (int64_t r = 0; r < rows && blocks_end < stride; ++r) pack_units(r, g, blocks_end, stride);

@@ -67,11 +67,16 @@ struct Pass {
 // Down a sheet. Half of it takes a quarter of the memory, but more time on a 257 x 129 map.
 constexpr int64_t kMostPositions = 288;
 
-// Bytes kept for every pair of positions (one number in forward, two in backward), of an element of the maps, and that
-// a thread's scratch should make do with.
+// Bytes that are kept for every pair of positions of a sheet, and that a thread's scratch should make do with.
 struct Sizes {
-  int64_t pair, element, scratch;
+  int64_t pair, scratch;
 };
+
+// What others would keep for one image: its attention weights.
+int64_t weights_of_an_image(const CrissCrossShape& shape) {
+  const int64_t cross = shape.frames + shape.rows + shape.columns - 2;
+  return shape.frames * shape.rows * shape.columns * cross;
+}
 
 Pass make_pass(const CrissCrossShape& shape, Axis axis, Contiguous contiguous, int lanes, Sizes sizes) {
   Pass pass{};
@@ -80,21 +85,19 @@ Pass make_pass(const CrissCrossShape& shape, Axis axis, Contiguous contiguous, i
   pass.planes = shape.batch * (axis == Axis::frame ? shape.rows : shape.frames);
   pass.lines = axis == Axis::row ? shape.rows : shape.columns;
   pass.down = Cut::into((pass.length + kMostPositions - 1) / kMostPositions, pass.length, lanes);
-  // Lanes across lines need whole vectors of them; otherwise a few lines make one stretch of memory long enough.
-  constexpr int64_t kPairsOfAGroup = 64 * 1024;
-  const int64_t pairs = pass.down.step * pass.down.step;
-  const int64_t few = larger(1, smaller(4, kPairsOfAGroup / pairs));
+  // Lanes across lines need whole vectors of them. Otherwise a few lines, as long as their sheets are small: of rows
+  // they make one long stretch of memory; where channels are contiguous a line alone has long ones.
+  const int64_t pairs_of_a_group = contiguous == Contiguous::position ? 64 * 1024 : 4 * 1024;
+  const int64_t few = larger(1, smaller(4, pairs_of_a_group / (pass.down.longest() * pass.down.longest())));
   pass.group_lines = smaller(pass.lines, contiguous == Contiguous::line ? lanes : few);
   pass.groups_per_plane = (pass.lines + pass.group_lines - 1) / pass.group_lines;
-  // Memory is bounded by what others would keep: a group's sheets take no more than the attention weights of 16 lines
-  // in the dtype of the maps, unless they are small anyway. Each further part costs reading the `down` side of the
-  // lines once more, a smaller pool of panels costs shorter sums. At 97 x 97 all scratch, the log-sum-exp and
-  // backward's delta are less than 2 % of what the einsum form needs for one image.
-  constexpr int64_t kWeighedLines = 16, kSmall = 128 * 1024;
+  // As few parts as leave a sixth of the scratch to panels: each costs reading the `down` side of the lines once more.
   pass.scratch_bytes = sizes.scratch;
-  const int64_t size = pass.group_lines * pairs * sizes.pair;
-  const int64_t most = larger(kSmall, kWeighedLines * pairs * sizes.element);
-  pass.across = Cut::into(pass.down.count * ((size + most - 1) / most), pass.length, lanes);
+  for (int64_t parts = pass.down.count;; ++parts) {
+    pass.across = Cut::into(parts, pass.length, lanes);
+    const int64_t sheets = pass.group_lines * pass.down.longest() * pass.across.longest() * sizes.pair;
+    if (sheets <= sizes.scratch - sizes.scratch / 6 || pass.across.step == lanes) break;
+  }
   return pass;
 }
 
