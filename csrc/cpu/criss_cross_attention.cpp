@@ -353,6 +353,87 @@ void forward_group(const CrissCrossForward& call, const Pass& pass, bool channel
   }
 }
 
+// Maps so small that packing them would take longer than the sums: position by position, as the definition reads.
+template <class E>
+struct TinyForward {
+  using Sum = Accumulator<E>;
+  static constexpr int64_t kMostOperations = 4096;
+  static constexpr int kMostCross = 64;  // its square is at most kMostOperations
+
+  // Asks for one image: results must not depend on how many there are.
+  static bool takes(const CrissCrossShape& shape) {
+    return weights_of_an_image(shape) * (shape.key_channels + shape.value_channels) <= kMostOperations;
+  }
+
+  static void image(const CrissCrossForward& call, int64_t batch) {
+    const CrissCrossShape& shape = call.shape;
+    double* lse = call.lse + batch * shape.frames * shape.rows * shape.columns;
+    for (int64_t t = 0; t < shape.frames; ++t) {
+      for (int64_t y = 0; y < shape.rows; ++y) {
+        for (int64_t x = 0; x < shape.columns; ++x) position(call, batch, t, y, x, lse++);
+      }
+    }
+  }
+
+ private:
+  static const E* at(const MapView& map, int64_t batch, int64_t t, int64_t y, int64_t x) {
+    return static_cast<const E*>(map.data) + batch * map.batch_stride + t * map.frame_stride + y * map.row_stride +
+           x * map.column_stride;
+  }
+
+  static void position(const CrissCrossForward& call, int64_t batch, int64_t t, int64_t y, int64_t x, double* lse) {
+    constexpr int kN = kLanes<Sum>;
+    const CrissCrossShape& shape = call.shape;
+    const E *query = at(call.query, batch, t, y, x), *values[kMostCross];
+    Sum weights[kMostCross + kN], top = -HUGE_VAL;
+    int count = 0;
+    const auto attend = [&](int64_t t2, int64_t y2, int64_t x2) {
+      const E* key = at(call.key, batch, t2, y2, x2);
+      Sum logit = 0;
+      for (int64_t c = 0; c < shape.key_channels; ++c) {
+        logit += to_float(query[c * call.query.channel_stride]) * to_float(key[c * call.key.channel_stride]);
+      }
+      logit *= Sum(call.scale);
+      top = logit > top ? logit : top;
+      values[count] = at(call.value, batch, t2, y2, x2);
+      weights[count++] = logit;
+    };
+    for (int64_t other = 0; other < shape.columns; ++other) attend(t, y, other);
+    for (int64_t other = 0; other < shape.rows; ++other) {
+      if (other != y) attend(t, other, x);
+    }
+    for (int64_t other = 0; other < shape.frames; ++other) {
+      if (other != t) attend(other, y, x);
+    }
+
+    const Sum base = top == Sum(-HUGE_VAL) ? Sum(0) : top;
+    Vector<Sum> totals{};
+    store(weights + count, broadcast(Sum(-HUGE_VAL)));
+    for (int i = 0; i < count; i += kN) {
+      const Vector<Sum> p = exponential(load(weights + i) - base);
+      store(weights + i, p);
+      totals += p;
+    }
+    const Sum total = sum_of_lanes(totals), factor = Sum(1) / total;
+    *lse = double(base) + double(std::log(total));
+
+    E* output = const_cast<E*>(at(call.output, batch, t, y, x));
+    for (int64_t begin = 0; begin < shape.value_channels; begin += kN) {
+      const int64_t channels = smaller(kN, shape.value_channels - begin);
+      Sum sums[kN] = {};
+      for (int i = 0; i < count; ++i) {
+        const E* value = values[i] + begin * call.value.channel_stride;
+        for (int64_t c = 0; c < channels; ++c) {
+          sums[c] += weights[i] * factor * to_float(value[c * call.value.channel_stride]);
+        }
+      }
+      E narrowed[kN];
+      store_narrowed(narrowed, load(sums));
+      for (int64_t c = 0; c < channels; ++c) output[(begin + c) * call.output.channel_stride] = narrowed[c];
+    }
+  }
+};
+
 // ---------------------------------------------------------------------------------------------- backward
 
 // delta[u] = sum_c output[c, u] * grad_output[c, u], one row of positions at a time.
@@ -574,7 +655,7 @@ struct Kernel {
   }
 
   static size_t workspace(const CrissCrossForward& call, int threads) {
-    if (is_empty(call.shape)) return 0;
+    if (is_empty(call.shape) || TinyForward<E>::takes(call.shape)) return 0;
     const Passes passes = passes_of(call.shape, is_first(call), false);
     return size_t(most_workers(passes, threads)) * scratch_size<U>(passes, false);
   }
@@ -586,6 +667,10 @@ struct Kernel {
 
   static void run_forward(const CrissCrossForward& call, int threads, void* workspace, ParallelFor parallel_for) {
     if (is_empty(call.shape)) return;
+    if (TinyForward<E>::takes(call.shape)) {
+      return run(0, call.shape.batch, threads, parallel_for,
+                 [&](int64_t index, int64_t) { TinyForward<E>::image(call, index); });
+    }
     const Passes passes = passes_of(call.shape, is_first(call), false);
     const size_t size = scratch_size<U>(passes, false);
     run_passes(call.shape, passes, threads, parallel_for, [&](const Pass& pass, int64_t index, int64_t worker) {

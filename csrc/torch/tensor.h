@@ -27,12 +27,16 @@ class Tensor {
     check(aoti_torch_get_device_type(handle_, &device_type_), "read a tensor");
     check(aoti_torch_get_device_index(handle_, &device_index_), "read a tensor");
   }
-  // A new tensor of the dtype and device of `like`.
+  // A new tensor on the device of `like`.
   static Tensor empty(int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype, const Tensor& like) {
-    AtenTensorHandle handle;
-    check(aoti_torch_empty_strided(dim, sizes, strides, dtype, like.device_type_, like.device_index_, &handle),
+    Tensor tensor;
+    check(aoti_torch_empty_strided(dim, sizes, strides, dtype, like.device_type_, like.device_index_, &tensor.handle_),
           "allocate memory");
-    return Tensor(handle);
+    tensor.dim_ = dim, tensor.dtype_ = dtype;
+    tensor.device_type_ = like.device_type_, tensor.device_index_ = like.device_index_;
+    check(aoti_torch_get_sizes(tensor.handle_, &tensor.sizes_), "read a tensor");
+    check(aoti_torch_get_strides(tensor.handle_, &tensor.strides_), "read a tensor");
+    return tensor;
   }
   Tensor(Tensor&& other) noexcept { *this = std::move(other); }
   Tensor& operator=(Tensor&& other) noexcept {
