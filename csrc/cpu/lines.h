@@ -143,7 +143,7 @@ inline void pack(typename U::Unit* panels, LineView<const E> view, int64_t chann
     return Loader::load_whole(first, first + second);
   };
   // The vector of units (c, g, p), (c, g, p) + one unit along the contiguous axis, ...; zeros beyond the end.
-  const auto load_part = [&](int64_t c, int64_t g, int64_t p) __attribute__((noinline)) -> Vector<Unit> {
+  const auto load_part = [&](int64_t c, int64_t g, int64_t p) -> Vector<Unit> {
     if (c >= channels || g >= lines || p >= length) return Vector<Unit>{};
     const E* first = at(c, g, p);
     const int64_t left = contiguous == Contiguous::position ? length - p
