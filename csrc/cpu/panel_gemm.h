@@ -59,7 +59,7 @@ constexpr int block_rows(int vectors) {
 }
 constexpr int kMostVectors = kRegisters == 32 ? 4 : 3;
 
-constexpr int64_t kStepsBetweenPrefetches = 16;
+constexpr int64_t kStepsBetweenPrefetches = 8;
 
 template <class U>
 struct Panel {
