@@ -10,10 +10,6 @@
 #include "gingham/core.h"
 #include "shim.h"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace gingham::torch_front {
 
 inline void check(AOTITorchError error, const char* what) {
@@ -98,29 +94,13 @@ inline bool is_native(const Tensor& map, bool channels_last) {
   return channels_last ? map.stride(1) == 1 || map.size(1) <= 1 : map.stride(last) == 1 || map.size(last) <= 1;
 }
 
-// Asks for huge pages under memory that is about to be written for the first time, as NumPy does: the system hands out
-// a large result page by page, and four kilobytes at a time that takes a quarter of the time of computing it.
-inline void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
-#if defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kPage = 4096;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / kPage * kPage;
-  constexpr int64_t kLarge = 4 << 20;
-  if (bytes >= kLarge) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
 inline Tensor empty_map(const int64_t* sizes, const Tensor& like, bool channels_last) {
   const int64_t dim = like.dim();
   int64_t strides[5], step = channels_last ? (sizes[1] > 0 ? sizes[1] : 1) : 1;
   for (int64_t d = dim - 1; d >= 2; --d) strides[d] = step, step *= sizes[d] > 0 ? sizes[d] : 1;
   strides[1] = channels_last ? 1 : step;
   strides[0] = channels_last ? step : step * (sizes[1] > 0 ? sizes[1] : 1);
-  Tensor map = Tensor::empty(dim, sizes, strides, like.dtype(), like);
-  static const int32_t kCpu = aoti_torch_device_type_cpu();
-  if (map.device_type() == kCpu)
-    advise_huge_pages(map.mutable_data(), sizes[0] * strides[0] * element_size(dtype_of(map)));
-  return map;
+  return Tensor::empty(dim, sizes, strides, like.dtype(), like);
 }
 
 // The map itself when the kernels can read it in place, otherwise a copy in `copy`.
