@@ -15,7 +15,8 @@ from gingham.bench import OPERATORS, main
 from gingham.bench.command import measure_operator, plan
 from gingham.bench.criss_cross_attention import OPERATOR, einsum_form
 from gingham.bench.definition import OURS, CannotRun, Case, Function, Level, Operator, Pass, Peer, load_operator
-from gingham.bench.measure import Budget, deviation
+from gingham.bench.measure import Budget, Setting, deviation
+from gingham.bench.memory import measure_memory
 from gingham.bench.results import SCHEMA, Memory, Report, Row, Timing, Yardstick, to_json
 from gingham.bench.table import (
     BEGIN,
@@ -167,6 +168,18 @@ def refuse(case: Case, device: torch.device) -> Function:
 
 def fail(value: Tensor) -> Tensor:
     raise RuntimeError("no kernel\nand a second line")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to reset the peak of memory")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_extra_memory_is_a_fiftieth_of_the_einsum_forms(dtype: torch.dtype) -> None:
+    setting = Setting(dtype, "contiguous", 1, Pass.FORWARD, CPU)
+    measured = measure_memory(OPERATOR, OPERATOR.case("1x97x97, 64/512"), setting, Level.QUICK)
+    assert [memory.direction for memory in measured] == [Pass.FORWARD.value, Pass.TRAINING.value]
+    inexact = 400_000  # Linux counts resident pages in batches
+    for memory in measured:
+        assert memory.extra[OURS] < memory.extra["eager"] / 50 + inexact, memory
 
 
 @pytest.fixture

@@ -9,21 +9,22 @@
 //             log-sum-exp lse; each later pass (diagonal masked) merges: output = output * exp(lse_old - lse) + its own
 //             part. lse is a double, used as two Sums: next to a large logit a float has no room for log(total);
 //   output    value x probability products, some channels at a time, unpacked into the output.
-// Backward recomputes the probabilities from lse. With delta = sum_c output * grad_output,
+// Backward recomputes the probabilities from lse, with lanes over the keys. With delta = sum_c output * grad_output,
 //   dlogits = probability * (value . grad_output - delta) * scale
-// gives grad_query; its transpose gives grad_key and the transposed probabilities grad_value. "p lies on u's cross" is
-// symmetric, so all three are gathers: no atomics, and the order of every sum is fixed by the shape alone.
+// gives grad_key, its transpose grad_query, and the probabilities grad_value; grad_output is read once for both of its
+// products. "p lies on u's cross" is symmetric, so all three are gathers: no atomics, and the order of every sum is
+// fixed by the shape alone.
 //
-// What is held: logits of one group (about L * L floats a line, 16 lines a group when lanes run across lines) and two
-// panels of a few channels: 1.2 MB a thread at L = 97, meant for L2, and twice the logits in backward. Lines of more
-// than kMostPositions are taken in segments, of queries as well as keys, so that 7 MB (backward 14) are the most.
-// Nothing grows with the map but lse and delta.
+// What is held: the logits of a group (L x L sums a line, 16 lines where lanes run across lines), in backward units of
+// the probabilities beside them, and panels of a few channels. A group's keys or queries are taken in parts where that
+// would exceed a ninth of one image's attention weights (Kernel::passes_of): 0.86 MB a thread at 97 x 97 in float32,
+// 0.4 MB in 16 bits, 3 MB for large maps. Nothing grows with the map but lse and delta.
 // What bounds it: arithmetic first. Forward takes 2 (Ck + Cv) (H + W) operations a position, backward
-// 2 (3 Ck + 2 Cv) (H + W); two thirds of the time are spent in multiply_block, which alone runs at 90 % (float32) and
-// 85 % (pairs) of what the core's multipliers give. The rest is packing (15 %), unpacking (8 %), softmax (2 %) and, for
-// lines of 16 n + 1 positions, the lone column (4 %), as a sampling profiler saw it on Zen 4 at 97 x 97. Channels-first
-// maps whose rows are no multiple of a cache line cost 15 % more than others: 16 neighbouring columns then lie on two
-// cache lines in every row, and each is fetched twice.
+// 2 (3 Ck + 2 Cv) (H + W). As bench/profile_cpu.sh saw it on Zen 5 at 97 x 97: multiply_block 47 to 63 % of the time,
+// pack and unpack together 24 to 41 % (most in 16 bits, where the products take half as long), softmax 2 to 5 %, a lone
+// 97th column 3 to 4 %, delta 3 to 7 % of backward. Channels-first maps cost more than channels-last ones, because 16
+// neighbouring columns lie on two cache lines in most rows, and each is fetched twice; and 16 lines leave scratch for
+// short sums only.
 #include "gingham/criss_cross_attention.h"
 
 #include <cmath>
@@ -156,7 +157,7 @@ void aggregate(Merge merge, LineView<const E> source, const LineGroup& source_pa
 // Turns rows [k][n] of sums into rows [k / pair][n] of units, for use as the right operand. `units` may be the same
 // memory as `sums`: a row of units is written after the rows it is made of were read.
 template <class U>
-void to_units(const typename U::Sum* sums, typename U::Unit* units, int64_t length, int64_t stride) {
+GINGHAM_STEP void to_units(const typename U::Sum* sums, typename U::Unit* units, int64_t length, int64_t stride) {
 #if defined(__AVX512BF16__)
   if constexpr (U::kPair == 2) {
     for (int64_t k = 0; k < round_up(length, 2); k += 2) {
@@ -176,8 +177,8 @@ void to_units(const typename U::Sum* sums, typename U::Unit* units, int64_t leng
 
 // The same of the transposed sheet: sums [n][k] with `stride` become units [k / pair][n] with `unit_stride`.
 template <class U>
-void transpose_to_units(const typename U::Sum* sums, int64_t length, int64_t stride, typename U::Unit* units,
-                        int64_t unit_length, int64_t unit_stride) {
+GINGHAM_STEP void transpose_to_units(const typename U::Sum* sums, int64_t length, int64_t stride,
+                                     typename U::Unit* units, int64_t unit_length, int64_t unit_stride) {
   using Sum = typename U::Sum;
   constexpr int kN = kLanes<Sum>;
   for (int64_t n = 0; n < unit_length; n += kN) {
@@ -256,8 +257,9 @@ struct Turn {
 // lse[i * lse_stride] the joint log-sum-exp. A line may have none but infinitely small logits as long as the last pass
 // has seen others: a cross without any is NaN.
 template <class Sum>
-void softmax_line(Sum* logits, const Sum* high, const Sum* low, Sum* weights, double* lse, int64_t lse_stride,
-                  Sum scale, Turn turn, int64_t keys, int64_t queries, int64_t stride) {
+GINGHAM_STEP void softmax_line(Sum* logits, const Sum* high, const Sum* low, Sum* weights, double* lse,
+                               int64_t lse_stride, Sum scale, Turn turn, int64_t keys, int64_t queries,
+                               int64_t stride) {
   constexpr int kN = kLanes<Sum>;
   for (int64_t i = 0; i < queries; i += kN) {
     const int64_t room = stride - i;
@@ -438,7 +440,7 @@ struct TinyForward {
 
 // delta[u] = sum_c output[c, u] * grad_output[c, u], one row of positions at a time.
 template <class E, class Sum>
-void delta_row(const CrissCrossBackward& call, bool channels_are_first, int64_t index, Sum* delta) {
+GINGHAM_STEP void delta_row(const CrissCrossBackward& call, bool channels_are_first, int64_t index, Sum* delta) {
   constexpr int kN = kLanes<Sum>;
   const CrissCrossShape& shape = call.shape;
   const int64_t row = index % shape.rows, frame = index / shape.rows % shape.frames;
@@ -473,9 +475,9 @@ void delta_row(const CrissCrossBackward& call, bool channels_are_first, int64_t 
 
 // logits[i][j] of a line -> probabilities[i][j] as units; the logits are used up.
 template <class U>
-void probabilities_line(typename U::Sum* logits, typename U::Unit* probabilities, const typename U::Sum* lse_high,
-                        const typename U::Sum* lse_low, typename U::Sum scale, int64_t queries, int64_t keys,
-                        int64_t stride) {
+GINGHAM_STEP void probabilities_line(typename U::Sum* logits, typename U::Unit* probabilities,
+                                     const typename U::Sum* lse_high, const typename U::Sum* lse_low,
+                                     typename U::Sum scale, int64_t queries, int64_t keys, int64_t stride) {
   using Sum = typename U::Sum;
   Sum* to = U::kPair == 1 ? reinterpret_cast<Sum*>(probabilities) : logits;
   for (int64_t i = 0; i < queries; ++i) {
@@ -489,8 +491,9 @@ void probabilities_line(typename U::Sum* logits, typename U::Unit* probabilities
 
 // products[i][j] = value_j . grad_output_i -> dlogits[i][j], in place.
 template <class U>
-void dlogits_line(typename U::Sum* products, const typename U::Unit* probabilities, const typename U::Sum* delta,
-                  typename U::Sum scale, int64_t queries, int64_t keys, int64_t stride) {
+GINGHAM_STEP void dlogits_line(typename U::Sum* products, const typename U::Unit* probabilities,
+                               const typename U::Sum* delta, typename U::Sum scale, int64_t queries, int64_t keys,
+                               int64_t stride) {
   using Sum = typename U::Sum;
   for (int64_t i = 0; i < queries; ++i) {
     for (int64_t j = 0; j < keys; j += kLanes<Sum>) {

@@ -122,8 +122,8 @@ inline typename U::Unit unit_at(LineView<const E> view, int64_t channels, int64_
 // Packs channels [0, channels) of the view into panels [line][panel_rows][panel_stride]. What lies beyond the end reads
 // as zero. Whole vectors and whole blocks of them, which are nearly all, go through code without conditions.
 template <class U, PairAxis pairs, class E>
-inline void pack(typename U::Unit* panels, LineView<const E> view, int64_t channels, int64_t lines, int64_t length,
-                 Contiguous contiguous) {
+GINGHAM_STEP void pack(typename U::Unit* panels, LineView<const E> view, int64_t channels, int64_t lines,
+                       int64_t length, Contiguous contiguous) {
   using Unit = typename U::Unit;
   using Loader = UnitLoader<U, E>;
   constexpr int kN = kLanes<Unit>;
@@ -243,8 +243,8 @@ enum class Merge { write, add, weigh };
 // Writes panels [line][channels][stride] of sums back: map = sums, map += sums, or map = map * weights + sums with
 // weights [line][weight_stride]. Vectors are read to their end, beyond the last row's.
 template <Merge merge, class E, class Sum>
-inline void unpack(const Sum* panels, int64_t stride, const Sum* weights, int64_t weight_stride, LineView<E> view,
-                   int64_t channels, int64_t lines, int64_t length, Contiguous contiguous) {
+GINGHAM_STEP void unpack(const Sum* panels, int64_t stride, const Sum* weights, int64_t weight_stride, LineView<E> view,
+                         int64_t channels, int64_t lines, int64_t length, Contiguous contiguous) {
   constexpr int kN = kLanes<Sum>;
   const auto put_whole = [&](E* target, Vector<Sum> sums, Vector<Sum> weight) {
     if constexpr (merge == Merge::add) sums += load_widened(target);

@@ -69,8 +69,8 @@ struct Panel {
 };
 
 template <class U, int MR, int NV>
-inline void multiply_block(Panel<U> a, const typename U::Unit* b, int64_t b_stride, typename U::Sum* c,
-                           int64_t c_stride, int64_t count, bool accumulate, Prefetcher& prefetcher) {
+GINGHAM_STEP void multiply_block(Panel<U> a, const typename U::Unit* b, int64_t b_stride, typename U::Sum* c,
+                                 int64_t c_stride, int64_t count, bool accumulate, Prefetcher& prefetcher) {
   using Sum = typename U::Sum;
   using Unit = typename U::Unit;
   constexpr int kN = kLanes<Sum>;
@@ -128,8 +128,8 @@ inline void multiply_stripe(int64_t rows, Panel<U> a, const typename U::Unit* b,
 // One column of C, from a column of B whose units are b_stride apart. When the summed axes of both are contiguous, the
 // lanes run along them; otherwise they run along the rows, and may read up to a vector past the end of A.
 template <class U>
-inline void multiply_column(int64_t rows, Panel<U> a, const typename U::Unit* b, int64_t b_stride, typename U::Sum* c,
-                            int64_t c_stride, int64_t count, bool accumulate) {
+GINGHAM_STEP void multiply_column(int64_t rows, Panel<U> a, const typename U::Unit* b, int64_t b_stride,
+                                  typename U::Sum* c, int64_t c_stride, int64_t count, bool accumulate) {
   using Sum = typename U::Sum;
   constexpr int kN = kLanes<Sum>;
   if (a.sum_stride == 1 && b_stride == 1) {
@@ -249,8 +249,8 @@ inline void multiply_tile_stripe(int64_t rows, Panel<BFloat16Pair> a, const uint
 
 // Copies the columns of a right operand that are multiplied one by one to [column][stride], where each is contiguous.
 template <class U>
-inline void gather_single_columns(const typename U::Unit* b, int64_t b_stride, int64_t columns, int64_t count,
-                                  typename U::Unit* to, int64_t stride) {
+GINGHAM_STEP void gather_single_columns(const typename U::Unit* b, int64_t b_stride, int64_t columns, int64_t count,
+                                        typename U::Unit* to, int64_t stride) {
   for (int64_t n = columns - Stripes<U>(columns).single_columns(); n < columns; ++n, to += stride) {
     for (int64_t k = 0; k < count; ++k) to[k] = b[k * b_stride + n];
   }

@@ -1,4 +1,4 @@
-// How a call is cut: passes along the axes of a map, groups of neighbouring lines as tasks, segments of long lines, the
+// How a call is cut: passes along the axes of a map, groups of neighbouring lines as tasks, parts of their lines, the
 // scratch memory of a thread, and the order in which tasks run.
 #pragma once
 

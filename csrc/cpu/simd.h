@@ -13,6 +13,13 @@
 
 #include "gingham/core.h"
 
+// A function that bench/profile_cpu.sh is to tell apart from its callers.
+#if defined(GINGHAM_PROFILE)
+#define GINGHAM_STEP __attribute__((noinline))
+#else
+#define GINGHAM_STEP inline
+#endif
+
 namespace {
 
 #if defined(__AVX512F__)
