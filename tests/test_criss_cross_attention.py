@@ -329,9 +329,10 @@ def test_scale_multiplies_the_logits_and_nothing_else_does() -> None:
     )
 
 
+@pytest.mark.parametrize("size", [(5, 6), (11, 19)])
 @pytest.mark.parametrize("scale", [0.0, -0.0, 1e-60, -1e-60])
-def test_a_scale_of_nothing_gives_the_mean_of_the_cross(scale: float) -> None:
-    query, key, value, grad = maps(5, 6)
+def test_a_scale_of_nothing_gives_the_mean_of_the_cross(scale: float, size: tuple[int, int]) -> None:
+    query, key, value, grad = maps(*size)
     for got, even in zip(run(query, key, value, grad, scale), run(0 * query, 0 * key, value, grad), strict=True):
         torch.testing.assert_close(got, even)
 
@@ -359,12 +360,26 @@ def test_large_equal_logits_weigh_the_cross_evenly(dtype: torch.dtype, magnitude
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("size", [(601, 2), (2, 601), (290, 3), (2, 1, 301)])
+@pytest.mark.parametrize("size", [(601, 2), (2, 601), (290, 3), (2, 1, 301), (305, 2), (2, 305)])
 def test_lines_that_are_taken_in_segments(size: tuple[int, ...], layout: str, dtype: torch.dtype) -> None:
     tensors = maps(*size, batch=1, dtype=dtype)
     if layout == "channels_last":
         tensors = [x.movedim(1, -1).contiguous().movedim(-1, 1) for x in tensors]
     check(*tensors)
+
+
+@pytest.mark.parametrize("size", [(99, 184), (67, 160), (100, 132)])
+def test_scratch_of_two_threads_is_enough(size: tuple[int, int]) -> None:  # these fill it with panels of odd lengths
+    query, key, value, grad = maps(*size, batch=1, value_channels=16, dtype=torch.bfloat16)
+    with threads(2):
+        got = run(query, key, value, grad)
+    with threads(1):
+        assert all(torch.equal(a, b) for a, b in zip(got, run(query, key, value, grad), strict=True))
+    leaves = [x.double().requires_grad_() for x in (query, key, value)]
+    output = reference.criss_cross_attention(*leaves)
+    exact = (output.detach(), *torch.autograd.grad(output, leaves, grad.double()))
+    for result, expected in zip(got, exact, strict=True):
+        assert float((result.double() - expected).abs().max() / expected.abs().max()) < 0.02
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to reset the peak of memory")
@@ -395,13 +410,15 @@ def test_a_row_or_column_may_have_infinitely_small_logits_only(dtype: torch.dtyp
     assert bool(grad_value.isfinite().all())
 
 
-def test_a_cross_of_infinitely_small_logits_is_nan() -> None:
-    query, key, value, _ = maps(3, 4)
+@pytest.mark.parametrize("size", [(3, 4), (11, 19)])
+def test_a_cross_of_infinitely_small_logits_is_nan(size: tuple[int, int]) -> None:
+    query, key, value, _ = maps(*size)
     assert bool(criss_cross_attention(query.abs() + 1, 0 * key - math.inf, value).isnan().all())
 
 
-def test_a_scale_of_nothing_does_not_hide_what_is_not_a_number() -> None:
-    query, key, value, _ = maps(3, 4)
+@pytest.mark.parametrize("size", [(3, 4), (11, 19)])
+def test_a_scale_of_nothing_does_not_hide_what_is_not_a_number(size: tuple[int, int]) -> None:
+    query, key, value, _ = maps(*size)
     query[0, 0, 0, 0] = math.nan
     assert bool(criss_cross_attention(query, key, value, scale=0.0)[0, :, 0, 0].isnan().all())
 
@@ -900,7 +917,8 @@ def test_every_instruction_set_agrees_with_dense_attention(name: str, tmp_path: 
         pytest.skip("this machine does not have it")
     cases = [
         [layout(x) for x in maps(*size, key_channels=9, value_channels=21, dtype=dtype)]
-        for size in ((9, 33), (1, 5), (3, 4, 17))
+        # The long lines are cut in two, the lone column in the shorter half: with 16, 8 and 4 lanes.
+        for size in ((9, 33), (1, 5), (3, 4, 17), (305, 2), (2, 297), (2, 301))
         for dtype in DTYPES
         for layout in (contiguous, channels_last)
     ]
@@ -1009,6 +1027,14 @@ def test_the_operator_itself_checks_its_arguments() -> None:
         torch.ops.gingham._criss_cross_attention_backward(grad, query, key, value, output, lse[:1], 1.0)
     with pytest.raises(RuntimeError, match="grad_output must have the shape, dtype and device of value"):
         torch.ops.gingham._criss_cross_attention_backward(grad.double(), query, key, value, output, lse, 1.0)
+
+
+def test_meta_tensors_pass_autocast_and_compile() -> None:
+    query, key, value, _ = (x.to("meta") for x in maps(4, 5))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert criss_cross_attention(query, key, value).is_meta
+    compiled = torch.compile(criss_cross_attention, fullgraph=True, backend="eager")
+    assert compiled(query, key, value).shape == value.shape
 
 
 def test_meta_tensors_have_the_shapes_and_no_data() -> None:

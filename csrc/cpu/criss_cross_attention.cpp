@@ -17,7 +17,7 @@
 //
 // What is held: the logits of a group (L x L sums a line, 16 lines where lanes run across lines), in backward units of
 // the probabilities beside them, and panels of a few channels. A group's keys or queries are taken in parts where that
-// would exceed a ninth of one image's attention weights (Kernel::passes_of): 0.86 MB a thread at 97 x 97 in float32,
+// would exceed a ninth of one image's attention weights (Kernel::passes_of): 0.82 MB a thread at 97 x 97 in float32,
 // 0.4 MB in 16 bits, 3 MB for large maps. Nothing grows with the map but lse and delta.
 // What bounds it: arithmetic first. Forward takes 2 (Ck + Cv) (H + W) operations a position, backward
 // 2 (3 Ck + 2 Cv) (H + W). As bench/profile_cpu.sh saw it on Zen 5 at 97 x 97: multiply_block 47 to 63 % of the time,
@@ -58,7 +58,7 @@ void correlate(LineView<const E> left, const LineGroup& down, LineView<const E> 
   const int64_t lines = down.lines, stride = scratch.across_stride;
   const int64_t left_stride = panel_stride<U, PairAxis::channel>(down.length);
   const int64_t right_stride = panel_stride<U, PairAxis::channel>(across.length);
-  const int64_t chunk = scratch.chunk((lines * (left_stride + right_stride) + U::kPair - 1) / U::kPair, channels);
+  const int64_t chunk = scratch.chunk(lines * scratch.units_of_two(down.length, across.length), channels);
   Unit* left_panels = scratch.pool;
   Unit* right_panels = left_panels + lines * panel_rows<U, PairAxis::channel>(chunk) * left_stride;
   if (channels == 0) __builtin_memset(sheet, 0, size_t(lines * sheet_size) * sizeof(*sheet));
@@ -136,7 +136,8 @@ void aggregate(Merge merge, LineView<const E> source, const LineGroup& source_pa
   const int64_t lines = source_part.lines;
   const int64_t source_stride = panel_stride<U, PairAxis::position>(source_part.length);
   const int64_t target_stride = row_stride<U>(target_part.length);
-  const int64_t chunk = scratch.chunk(lines * (source_stride + target_stride), channels);
+  const int64_t chunk =
+      scratch.chunk(lines * scratch.units_of_product(source_part.length, target_part.length), channels);
   Unit* source_panels = scratch.pool;
   Sum* target_panels = reinterpret_cast<Sum*>(source_panels + lines * chunk * source_stride);
   gather_single_columns(operand, source_part, target_part.length, scratch);
@@ -364,7 +365,8 @@ struct TinyForward {
 
   // Asks for one image: results must not depend on how many there are.
   static bool takes(const CrissCrossShape& shape) {
-    return weights_of_an_image(shape) * (shape.key_channels + shape.value_channels) <= kMostOperations;
+    const int64_t channels = larger(1, shape.key_channels + shape.value_channels);
+    return weights_of_an_image(shape) * channels <= kMostOperations;
   }
 
   static void image(const CrissCrossForward& call, int64_t batch) {
@@ -518,9 +520,8 @@ void value_gradients(LineView<const E> value, LineView<const E> grad_output, con
   const int64_t lines = queries.lines;
   const int64_t value_stride = panel_stride<U, PairAxis::channel>(keys.length);
   const int64_t grad_stride = panel_stride<U, kGradPairs>(queries.length);
-  // Per channel; each memory serves twice.
-  const int64_t key_units = larger(value_stride / U::kPair, row_stride<U>(keys.length));
-  const int64_t query_units = larger(grad_stride / U::kPair, panel_stride<U, PairAxis::position>(queries.length));
+  // Each memory serves twice.
+  const int64_t key_units = scratch.units_of_keys(keys.length), query_units = scratch.units_of_queries(queries.length);
   const int64_t chunk = scratch.chunk(lines * (key_units + query_units), channels);
   Unit* value_panels = scratch.pool;
   Unit* grad_panels = value_panels + lines * chunk * key_units;
@@ -629,12 +630,13 @@ struct Kernel {
   using Sum = typename U::Sum;
 
   // Forward keeps a sum for every pair of positions on a line, backward a unit's share of one more. The scratch of a
-  // thread is a ninth of an image's attention weights in the dtype of the maps, within what caches hold: with the
-  // log-sum-exp and backward's delta, less than 2 % of what the einsum form needs for a 97 x 97 image.
+  // thread is about a ninth of an image's attention weights in units, within what caches hold. How much exactly: so
+  // that it, the log-sum-exp and backward's delta are just less than 2 % of what the einsum form needs for a 97 x 97
+  // image with 64 and 512 channels, in float32 and in bfloat16.
   static Passes passes_of(const CrissCrossShape& shape, bool first, bool backward) {
     const int64_t sum = sizeof(Sum), pair = backward ? sum + sum / U::kPair : sum;
-    const int64_t permille = sizeof(E) > 2 ? 113 : backward ? 111 : 104;
-    const int64_t share = weights_of_an_image(shape) * int64_t(sizeof(E)) * permille / 1000;
+    const int64_t permille = U::kPair == 1 ? 113 : backward ? 111 : 104;
+    const int64_t share = weights_of_an_image(shape) * int64_t(sizeof(Sum)) / U::kPair * permille / 1000;
     return make_passes(shape, first, kLanes<Sum>, {pair, smaller(larger(share, 360 * 1024), 3072 * 1024)});
   }
   static bool is_empty(const CrissCrossShape& s) {

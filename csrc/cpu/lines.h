@@ -87,12 +87,11 @@ inline int64_t summed_units(int64_t elements) {
   return U::kTiles ? round_up(units, kTileRows) : units;
 }
 
-// Leading dimension of a row of that many units or sums: whole vectors, but where columns are multiplied one by one.
-// Then the row has no padding (97 positions stay 97), and vectors are stored in part at its end.
+// Leading dimension of a row of that many units or sums. Tiles need whole vectors.
 template <class U>
 inline int64_t row_stride(int64_t columns) {
   constexpr int kN = kLanes<typename U::Sum>;
-  return has_single_columns(columns, kN) && !U::kTiles ? columns : round_up(columns, kN);
+  return U::kTiles ? round_up(columns, kN) : row_length(columns, kN);
 }
 // The same of a panel whose positions are `length` long.
 template <class U, PairAxis pairs>
@@ -187,7 +186,7 @@ GINGHAM_STEP void pack(typename U::Unit* panels, LineView<const E> view, int64_t
         block[i] = i < whole ? load_whole(first + i * step) : load_part(r * kStepC, g, (u + i) * kStepP);
       }
       transpose<Unit>(block);
-      for (int64_t i = 0; i < valid; ++i) store_part(to + i * to_stride, block[i], stride - u);
+      for (int64_t i = 0; i < valid; ++i) store(to + i * to_stride, block[i]);
     }
   };
   // One by one what would be a block of little but padding.

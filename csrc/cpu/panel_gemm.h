@@ -2,7 +2,7 @@
 //
 // A panel holds *units*: what one multiply instruction consumes of the summed axis. A unit is a float, a double, or a
 // pair of neighbouring bfloat16 (AVX512-BF16), so that one loop serves all of them. A has free strides, because its
-// units are broadcast; B and C have contiguous n and rows that are padded to whole vectors.
+// units are broadcast; B and C have contiguous n.
 // The register block is MR x NV vectors of C. What it needs of B per k stays in L1, A is read once per block. Pairs on
 // AMX go through blocks of 2 x 2 tiles instead; there the summed axis is padded to whole tiles, with zeros in both
 // operands, and blocks at the lower edge read and write whole tiles: panels end on a multiple of 16 rows.
@@ -173,6 +173,11 @@ GINGHAM_STEP void multiply_column(int64_t rows, Panel<U> a, const typename U::Un
 constexpr bool has_single_columns(int64_t columns, int lanes) {
   return columns > lanes && columns % lanes > 0 && columns % lanes <= 2;
 }
+// Room for a row of that many columns: whole vectors, but where columns are multiplied one by one. Then the row has no
+// padding (97 columns stay 97), and vectors are stored in part at its end.
+constexpr int64_t row_length(int64_t columns, int lanes) {
+  return has_single_columns(columns, lanes) ? columns : (columns + lanes - 1) / lanes * lanes;
+}
 
 // How the columns of C are cut into stripes of up to kMostVectors vectors.
 template <class U>
@@ -190,7 +195,8 @@ struct Stripes {
   int64_t single_columns() const { return larger(0, all - vectors * kN); }
   // How often a product of `rows` rows and `steps` steps lets the prefetcher work, at least.
   int64_t prefetches(int64_t rows, int64_t steps) const {
-    return count * ((rows + kTallest - 1) / kTallest) * larger(1, steps / kStepsBetweenPrefetches);
+    constexpr int64_t kSteps = U::kTiles ? kTileRows : kStepsBetweenPrefetches;
+    return count * ((rows + kTallest - 1) / kTallest) * larger(1, steps / kSteps);
   }
 };
 

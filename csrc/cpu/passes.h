@@ -64,7 +64,7 @@ struct Pass {
   }
 };
 
-// Down a sheet. Half of it takes a quarter of the memory, but more time on a 257 x 129 map.
+// Down a sheet.
 constexpr int64_t kMostPositions = 288;
 
 // Bytes that are kept for every pair of positions of a sheet, and that a thread's scratch should make do with.
@@ -91,11 +91,13 @@ Pass make_pass(const CrissCrossShape& shape, Axis axis, Contiguous contiguous, i
   const int64_t few = larger(1, smaller(4, pairs_of_a_group / (pass.down.longest() * pass.down.longest())));
   pass.group_lines = smaller(pass.lines, contiguous == Contiguous::line ? lanes : few);
   pass.groups_per_plane = (pass.lines + pass.group_lines - 1) / pass.group_lines;
-  // As few parts as leave a sixth of the scratch to panels: each costs reading the `down` side of the lines once more.
+  // As few parts as leave a sixth of the scratch to panels: each costs reading the `down` side of the lines once more,
+  // and in backward adding to the gradients of the queries, which run down, once more.
   pass.scratch_bytes = sizes.scratch;
   for (int64_t parts = pass.down.count;; ++parts) {
     pass.across = Cut::into(parts, pass.length, lanes);
-    const int64_t sheets = pass.group_lines * pass.down.longest() * pass.across.longest() * sizes.pair;
+    const int64_t row = row_length(pass.across.longest(), lanes);
+    const int64_t sheets = pass.group_lines * pass.down.longest() * row * sizes.pair;
     if (sheets <= sizes.scratch - sizes.scratch / 6 || pass.across.step == lanes) break;
   }
   return pass;
@@ -160,18 +162,27 @@ struct Scratch {
     const int64_t step = U::kTiles ? 2 * kTileRows : fit >= 24 ? 24 : 8;
     return smaller(round_up(larger(1, channels), kFewestChannels), larger(kFewestChannels, fit / step * step));
   }
-  // Units that one channel of a line takes in the step that needs most.
-  static int64_t units_of_a_channel(int64_t across, int64_t down, bool backward) {
-    const auto pack_and_sum = [](int64_t source, int64_t target) {
-      return panel_stride<U, PairAxis::position>(source) + row_stride<U>(target);
-    };
-    const auto pack_two = [](int64_t left, int64_t right) {
-      return (panel_stride<U, PairAxis::channel>(left) + panel_stride<U, PairAxis::channel>(right) + U::kPair - 1) /
-             U::kPair;
-    };
-    int64_t most = larger(pack_two(down, across), pack_and_sum(down, across));
-    if (backward) most = larger(most, pack_and_sum(across, down));
-    return most;
+  // Units that one channel of a line takes in the pool, step by step. A left operand whose positions run down and a
+  // right one whose positions run across:
+  static int64_t units_of_two(int64_t down, int64_t across) {
+    return (panel_stride<U, PairAxis::channel>(down) + panel_stride<U, PairAxis::channel>(across) + U::kPair - 1) /
+           U::kPair;
+  }
+  // A left operand that is summed over its positions, and sums.
+  static int64_t units_of_product(int64_t source, int64_t target) {
+    return panel_stride<U, PairAxis::position>(source) + row_stride<U>(target);
+  }
+  // grad_output, first in pairs of channels, then of positions; value, then sums for the same keys.
+  static int64_t units_of_queries(int64_t down) {
+    return larger((panel_stride<U, PairAxis::channel>(down) + U::kPair - 1) / U::kPair,
+                  panel_stride<U, PairAxis::position>(down));
+  }
+  static int64_t units_of_keys(int64_t across) { return row_stride<U>(across); }
+
+  static int64_t most_units_of_a_channel(int64_t across, int64_t down, bool backward) {
+    const int64_t most = larger(units_of_two(down, across), units_of_product(down, across));
+    if (!backward) return most;
+    return larger(most, larger(units_of_product(across, down), units_of_queries(down) + units_of_keys(across)));
   }
   // Lays the scratch of `pass` out at `base`; returns its size. base may be null to ask for the size alone.
   size_t lay_out(const Pass& pass, bool backward, char* base) {
@@ -193,11 +204,11 @@ struct Scratch {
     weights = backward ? nullptr : take(lines * value_stride);
     for (Sum*& line_values : values) line_values = take(value_stride);
     single_stride = round_up(summed_units<U>(most), kN);
-    single_count = larger(Stripes<U>(across).single_columns(), Stripes<U>(down).single_columns());
+    single_count = Stripes<U>(pass.length).single_columns();  // which the last part has, be it the longest or not
     single_columns = reinterpret_cast<Unit*>(take(lines * single_count * single_stride));
     product = reinterpret_cast<Unit*>(take(multiply_scratch<U>(most, kMostChannels / U::kPair)));
     // Last: vectors are read to their end where a sheet or a panel ends.
-    const int64_t fewest = kFewestChannels * lines * units_of_a_channel(across, down, backward);
+    const int64_t fewest = kFewestChannels * lines * most_units_of_a_channel(across, down, backward);
     const int64_t left = (pass.scratch_bytes - int64_t(offset)) / int64_t(sizeof(Unit)) - kN;
     pool_units = larger(fewest, smaller(left, kMostChannels * fewest / kFewestChannels));
     pool = reinterpret_cast<Unit*>(take(pool_units + kN));

@@ -25,7 +25,7 @@ def unfold_from_batch(size: int, tensors: Sequence[Tensor]) -> tuple[tuple[Tenso
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """The dtype that autocast asks for on the tensor's device; None when autocast is off there."""
-    device = tensor.device.type
+    device = "cuda" if tensor.is_cuda else "cpu"  # torch has no answer for the device of tensors without data
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 

@@ -42,7 +42,8 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: f
     Returns:
         [B, Cv, *S] in the dtype and memory format of `value`. Sums are held in float32 (float64 for float64); results
         of 16 bits are rounded to their dtype once per axis, and once more for every 128 positions on CUDA or 288 on the
-        CPU that an axis goes on. Under autocast the inputs are cast to the autocast dtype.
+        CPU that an axis goes on; the gradient of `query` on the CPU also for every part of the keys of a line that it
+        takes at a time (three for a column of 97 in bfloat16). Under autocast the inputs are cast to the autocast dtype.
 
     Note:
         In float16 and bfloat16 the gradient of `query` is less exact where the keys share a large offset, as it is
@@ -68,7 +69,8 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: f
             _check(query, key, value, scale)  # torch would take a tensor for a number, and its gradient for none
             scale = _as_float(scale)
         is_cuda, is_compiling = value.is_cuda, torch.compiler.is_compiling()
-        # Each of these questions takes a tenth of a microsecond; most calls ask the first ones only.
+        # Each of these questions takes a tenth of a microsecond; most calls ask the first two only, and torch.compile,
+        # which cannot trace the second, only the first.
         if is_compiling or torch._C._is_any_autocast_enabled():
             dtype = autocast_dtype(value)
             if dtype is not None:
