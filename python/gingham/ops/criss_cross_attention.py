@@ -43,7 +43,7 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: f
         [B, Cv, *S] in the dtype and memory format of `value`. Sums are held in float32 (float64 for float64); results
         of 16 bits are rounded to their dtype once per axis, and once more for every 128 positions on CUDA or 288 on the
         CPU that an axis goes on; the gradient of `query` on the CPU also for every part of the keys of a line that it
-        takes at a time (three for a column of 97 in bfloat16). Under autocast the inputs are cast to the autocast dtype.
+        takes at a time (three for a column of 97 in bfloat16). Under autocast the inputs are cast to its dtype.
 
     Note:
         In float16 and bfloat16 the gradient of `query` is less exact where the keys share a large offset, as it is
