@@ -69,7 +69,7 @@ struct UnitLoader<BFloat16Pair, BFloat16> {
   // Pairs along the contiguous axis itself: of all its neighbours, or of `elements` of them, the odd one paired with
   // zero.
   static Vector<uint32_t> load_neighbours(const BFloat16* first) {
-    return load(reinterpret_cast<const uint32_t*>(first));
+    return (Vector<uint32_t>)_mm512_loadu_si512(first);
   }
   static Vector<uint32_t> load_neighbours(const BFloat16* first, int64_t elements) {
     return (Vector<uint32_t>)_mm512_maskz_loadu_epi16(__mmask32((1ull << elements) - 1), first);
