@@ -68,9 +68,7 @@ struct UnitLoader<BFloat16Pair, BFloat16> {
   }
   // Pairs along the contiguous axis itself: of all its neighbours, or of `elements` of them, the odd one paired with
   // zero.
-  static Vector<uint32_t> load_neighbours(const BFloat16* first) {
-    return (Vector<uint32_t>)_mm512_loadu_si512(first);
-  }
+  static Vector<uint32_t> load_neighbours(const BFloat16* first) { return (Vector<uint32_t>)_mm512_loadu_si512(first); }
   static Vector<uint32_t> load_neighbours(const BFloat16* first, int64_t elements) {
     return (Vector<uint32_t>)_mm512_maskz_loadu_epi16(__mmask32((1ull << elements) - 1), first);
   }
@@ -195,7 +193,7 @@ GINGHAM_STEP void pack(typename U::Unit* panels, LineView<const E> view, int64_t
       panels[(g * rows + r) * stride + u] = unit_at<U, pairs>(view, channels, length, r * kStepC, g, u * kStepP);
     }
   };
-  const int64_t blocks_end = stride % kN ? stride / kN * kN : stride;
+  const int64_t blocks_end = stride / kN * kN;
   if (contiguous == Contiguous::line) {
     const int64_t alone = lines % kN == 1 ? lines - 1 : lines;
     for (int64_t r = 0; r < rows; ++r) {
