@@ -18,10 +18,10 @@
 #endif
 
 namespace gingham::cpu::profiled {
-size_t forward_workspace(const CrissCrossForward&, int);
-size_t backward_workspace(const CrissCrossBackward&, int);
-void forward(const CrissCrossForward&, int, void*, ParallelFor);
-void backward(const CrissCrossBackward&, int, void*, ParallelFor);
+size_t workspace_size(const CrissCrossForward&, int);
+size_t workspace_size(const CrissCrossBackward&, int);
+void run(const CrissCrossForward&, int, void*, ParallelFor);
+void run(const CrissCrossBackward&, int, void*, ParallelFor);
 }  // namespace gingham::cpu::profiled
 
 using namespace gingham;
@@ -84,17 +84,17 @@ int main(int count, char** arguments) {
   const auto forward_of = [&](const CrissCrossBackward& b) {
     return CrissCrossForward{b.shape, b.dtype, b.scale, b.query, b.key, b.value, b.output, lse.data()};
   };
-  const size_t size = std::max(cpu::profiled::forward_workspace(forward_of(calls[0]), 1),
-                               cpu::profiled::backward_workspace(calls[0], 1));
+  const size_t size = std::max(cpu::profiled::workspace_size(forward_of(calls[0]), 1),
+                               cpu::profiled::workspace_size(calls[0], 1));
   void* workspace = std::aligned_alloc(64, (size + 63) / 64 * 64);
 
   std::vector<double> milliseconds;
-  cpu::profiled::forward(forward_of(calls[0]), 1, workspace, one_after_the_other);  // gives backward its lse
+  cpu::profiled::run(forward_of(calls[0]), 1, workspace, one_after_the_other);  // gives backward its lse
   for (int i = 0; i < std::atoi(arguments[4]); ++i) {
     const CrissCrossBackward& call = calls[size_t(i % kSets)];
     const auto begun = std::chrono::steady_clock::now();
-    if (backward) cpu::profiled::backward(call, 1, workspace, one_after_the_other);
-    if (!backward) cpu::profiled::forward(forward_of(call), 1, workspace, one_after_the_other);
+    if (backward) cpu::profiled::run(call, 1, workspace, one_after_the_other);
+    if (!backward) cpu::profiled::run(forward_of(call), 1, workspace, one_after_the_other);
     milliseconds.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begun).count());
   }
   std::sort(milliseconds.begin(), milliseconds.end());

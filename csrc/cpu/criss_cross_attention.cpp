@@ -31,8 +31,10 @@
 #include <type_traits>
 
 #include "dispatch.h"
+#include "elements.h"
 #include "lines.h"
 #include "panel_gemm.h"
+#include "parallel.h"
 #include "passes.h"
 #include "simd.h"
 
@@ -673,8 +675,8 @@ struct Kernel {
   static void run_forward(const CrissCrossForward& call, int threads, void* workspace, ParallelFor parallel_for) {
     if (is_empty(call.shape)) return;
     if (TinyForward<E>::takes(call.shape)) {
-      return run(0, call.shape.batch, threads, parallel_for,
-                 [&](int64_t index, int64_t) { TinyForward<E>::image(call, index); });
+      return for_each_index(0, call.shape.batch, threads, parallel_for,
+                            [&](int64_t index, int64_t) { TinyForward<E>::image(call, index); });
     }
     const Passes passes = passes_of(call.shape, is_first(call), false);
     const size_t size = scratch_size<U>(passes, false);
@@ -688,8 +690,8 @@ struct Kernel {
     const size_t size = scratch_size<U>(passes, true);
     Sum* delta = static_cast<Sum*>(workspace);
     char* memory = static_cast<char*>(workspace) + delta_size(call.shape);
-    run(0, call.shape.batch * call.shape.frames * call.shape.rows, threads, parallel_for,
-        [&](int64_t index, int64_t) { delta_row<E>(call, passes.first, index, delta); });
+    for_each_index(0, call.shape.batch * call.shape.frames * call.shape.rows, threads, parallel_for,
+                   [&](int64_t index, int64_t) { delta_row<E>(call, passes.first, index, delta); });
     run_passes(call.shape, passes, threads, parallel_for, [&](const Pass& pass, int64_t index, int64_t worker) {
       backward_group<U, E>(call, delta, pass, passes.first, index, memory + size_t(worker) * size);
     });
@@ -701,36 +703,33 @@ using BFloat16Unit = BFloat16Pair;
 #else
 using BFloat16Unit = FloatUnit;
 #endif
+template <class E>
+using UnitOf = std::conditional_t<std::is_same_v<E, double>, DoubleUnit,
+                                  std::conditional_t<std::is_same_v<E, BFloat16>, BFloat16Unit, FloatUnit>>;
 
 template <class Function>
-auto for_dtype(gingham::DType dtype, const Function& function) {
-  switch (dtype) {
-    case gingham::DType::float64:
-      return function(Kernel<DoubleUnit, double>());
-    case gingham::DType::float16:
-      return function(Kernel<FloatUnit, Half>());
-    case gingham::DType::bfloat16:
-      return function(Kernel<BFloat16Unit, BFloat16>());
-    default:
-      return function(Kernel<FloatUnit, float>());
-  }
+auto with_kernel(gingham::DType dtype, const Function& function) {
+  return with_element(dtype, [&](auto element) {
+    using E = decltype(element);
+    return function(Kernel<UnitOf<E>, E>());
+  });
 }
 
 }  // namespace
 
 namespace gingham::cpu::GINGHAM_ISA {
 
-size_t forward_workspace(const CrissCrossForward& call, int threads) {
-  return for_dtype(call.dtype, [&](auto kernel) { return kernel.workspace(call, threads); });
+size_t workspace_size(const CrissCrossForward& call, int threads) {
+  return with_kernel(call.dtype, [&](auto kernel) { return kernel.workspace(call, threads); });
 }
-size_t backward_workspace(const CrissCrossBackward& call, int threads) {
-  return for_dtype(call.dtype, [&](auto kernel) { return kernel.workspace(call, threads); });
+size_t workspace_size(const CrissCrossBackward& call, int threads) {
+  return with_kernel(call.dtype, [&](auto kernel) { return kernel.workspace(call, threads); });
 }
-void forward(const CrissCrossForward& call, int threads, void* workspace, ParallelFor parallel_for) {
-  for_dtype(call.dtype, [&](auto kernel) { kernel.run_forward(call, threads, workspace, parallel_for); });
+void run(const CrissCrossForward& call, int threads, void* workspace, ParallelFor parallel_for) {
+  with_kernel(call.dtype, [&](auto kernel) { kernel.run_forward(call, threads, workspace, parallel_for); });
 }
-void backward(const CrissCrossBackward& call, int threads, void* workspace, ParallelFor parallel_for) {
-  for_dtype(call.dtype, [&](auto kernel) { kernel.run_backward(call, threads, workspace, parallel_for); });
+void run(const CrissCrossBackward& call, int threads, void* workspace, ParallelFor parallel_for) {
+  with_kernel(call.dtype, [&](auto kernel) { kernel.run_backward(call, threads, workspace, parallel_for); });
 }
 
 }  // namespace gingham::cpu::GINGHAM_ISA

@@ -84,42 +84,27 @@ std::vector<std::string> available_isas() {
   return names;
 }
 
-// One table per operator: the entry points of each instruction set, in the order of Isa.
-#define GINGHAM_DECLARE(isa)                                         \
-  namespace isa {                                                    \
-  size_t forward_workspace(const CrissCrossForward&, int);           \
-  size_t backward_workspace(const CrissCrossBackward&, int);         \
-  void forward(const CrissCrossForward&, int, void*, ParallelFor);   \
-  void backward(const CrissCrossBackward&, int, void*, ParallelFor); \
+// cpu::workspace_size and cpu::run of a call: those of the instruction set in use.
+#define GINGHAM_DECLARE(set, Call)                                  \
+  namespace set {                                                   \
+  size_t workspace_size(const Call&, int threads);                  \
+  void run(const Call&, int threads, void* workspace, ParallelFor); \
   }
-GINGHAM_FOR_EACH_ISA(GINGHAM_DECLARE)
-#undef GINGHAM_DECLARE
+#define GINGHAM_WORKSPACE_SIZE(set, Call) set::workspace_size,
+#define GINGHAM_RUN(set, Call) set::run,
+#define GINGHAM_DISPATCH(Call)                                                                                   \
+  GINGHAM_FOR_EACH_ISA(GINGHAM_DECLARE, Call)                                                                    \
+  size_t workspace_size(const Call& call, int threads) {                                                         \
+    static constexpr size_t (*kEach[])(const Call&, int) = {GINGHAM_FOR_EACH_ISA(GINGHAM_WORKSPACE_SIZE, Call)}; \
+    return kEach[int(isa())](call, threads);                                                                     \
+  }                                                                                                              \
+  void run(const Call& call, int threads, void* workspace, ParallelFor parallel_for) {                           \
+    static constexpr void (*kEach[])(const Call&, int, void*,                                                    \
+                                     ParallelFor) = {GINGHAM_FOR_EACH_ISA(GINGHAM_RUN, Call)};                   \
+    kEach[int(isa())](call, threads, workspace, parallel_for);                                                   \
+  }
 
-namespace {
-struct CrissCrossEntry {
-  size_t (*forward_workspace)(const CrissCrossForward&, int);
-  size_t (*backward_workspace)(const CrissCrossBackward&, int);
-  void (*forward)(const CrissCrossForward&, int, void*, ParallelFor);
-  void (*backward)(const CrissCrossBackward&, int, void*, ParallelFor);
-};
-#define GINGHAM_ENTRY(isa) {isa::forward_workspace, isa::backward_workspace, isa::forward, isa::backward},
-constexpr CrissCrossEntry kCrissCross[] = {GINGHAM_FOR_EACH_ISA(GINGHAM_ENTRY)};
-#undef GINGHAM_ENTRY
-const CrissCrossEntry& criss_cross() { return kCrissCross[int(isa())]; }
-}  // namespace
-
-size_t workspace_size(const CrissCrossForward& call, int threads) {
-  return criss_cross().forward_workspace(call, threads);
-}
-size_t workspace_size(const CrissCrossBackward& call, int threads) {
-  return criss_cross().backward_workspace(call, threads);
-}
-void criss_cross_attention(const CrissCrossForward& call, int threads, void* workspace, ParallelFor parallel_for) {
-  criss_cross().forward(call, threads, workspace, parallel_for);
-}
-void criss_cross_attention_backward(const CrissCrossBackward& call, int threads, void* workspace,
-                                    ParallelFor parallel_for) {
-  criss_cross().backward(call, threads, workspace, parallel_for);
-}
+GINGHAM_DISPATCH(CrissCrossForward)
+GINGHAM_DISPATCH(CrissCrossBackward)
 
 }  // namespace gingham::cpu

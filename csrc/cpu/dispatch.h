@@ -21,7 +21,7 @@ GINGHAM_API std::vector<std::string> available_isas();
 }  // namespace gingham::cpu
 
 #if defined(__x86_64__)
-#define GINGHAM_FOR_EACH_ISA(X) X(baseline) X(avx2) X(avx512) X(avx512_bf16) X(amx)
+#define GINGHAM_FOR_EACH_ISA(X, Call) X(baseline, Call) X(avx2, Call) X(avx512, Call) X(avx512_bf16, Call) X(amx, Call)
 #else
-#define GINGHAM_FOR_EACH_ISA(X) X(baseline)
+#define GINGHAM_FOR_EACH_ISA(X, Call) X(baseline, Call)
 #endif

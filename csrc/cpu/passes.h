@@ -5,6 +5,7 @@
 #include "gingham/criss_cross_attention.h"
 #include "lines.h"
 #include "panel_gemm.h"
+#include "parallel.h"
 #include "simd.h"
 
 namespace {
@@ -234,31 +235,6 @@ size_t scratch_size(const Passes& passes, bool backward) {
   return most;
 }
 
-// Runs task(index, worker) for every index in [begin, end). Workers take the next index when they are free.
-template <class Task>
-void run(int64_t begin, int64_t end, int threads, ParallelFor parallel_for, const Task& task) {
-  struct Shared {
-    const Task* task;
-    int64_t next, end;
-  } shared{&task, begin, end};
-  const gingham::RangeFn work = [](int64_t begin, int64_t end, void* context) {
-    auto* s = static_cast<Shared*>(context);
-    for (int64_t worker = begin; worker < end; ++worker) {
-      for (;;) {
-        const int64_t index = __atomic_fetch_add(&s->next, 1, __ATOMIC_RELAXED);
-        if (index >= s->end) break;
-        (*s->task)(index, worker);
-      }
-    }
-  };
-  const int64_t workers = smaller(end - begin, threads);
-  if (workers == 1) {
-    work(0, 1, &shared);
-  } else {
-    parallel_for(workers, 1, work, &shared);
-  }
-}
-
 // Runs task(pass, group, worker) for every group of every pass, one pass after the other, on as few images at a time as
 // keep all threads busy: what one pass wrote is still in cache when the next one reads it.
 template <class Task>
@@ -272,8 +248,8 @@ void run_passes(const CrissCrossShape& shape, const Passes& passes, int threads,
     for (int i = 0; i < passes.count; ++i) {
       const Pass& pass = passes.items[i];
       const int64_t groups = pass.groups() / shape.batch;
-      run(first * groups, last * groups, threads, parallel_for,
-          [&](int64_t index, int64_t worker) { task(pass, index, worker); });
+      for_each_index(first * groups, last * groups, threads, parallel_for,
+                     [&](int64_t index, int64_t worker) { task(pass, index, worker); });
     }
   }
 }

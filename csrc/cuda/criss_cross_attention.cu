@@ -526,14 +526,15 @@ size_t workspace_size(const CrissCrossBackward& call) {
   return static_cast<size_t>(positions) * (call.dtype == DType::float64 ? sizeof(double) : sizeof(float));  // delta
 }
 
-void criss_cross_attention(const CrissCrossForward& call, bool allow_tf32, void*, void* stream) {
+void run(const CrissCrossForward& call, void*, void* stream) {
   if (is_empty(call.shape)) return;
-  with_product(call.dtype, allow_tf32, [&](auto product) { forward<decltype(product)>(call, stream); });
+  with_product(call.dtype, call.allow_tf32, [&](auto product) { forward<decltype(product)>(call, stream); });
 }
 
-void criss_cross_attention_backward(const CrissCrossBackward& call, bool allow_tf32, void* workspace, void* stream) {
+void run(const CrissCrossBackward& call, void* workspace, void* stream) {
   if (is_empty(call.shape)) return;
-  with_product(call.dtype, allow_tf32, [&](auto product) { backward<decltype(product)>(call, workspace, stream); });
+  with_product(call.dtype, call.allow_tf32,
+               [&](auto product) { backward<decltype(product)>(call, workspace, stream); });
 }
 
 }  // namespace gingham::cuda

@@ -20,6 +20,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "elements.cuh"
 #include "primitives.cuh"
 
 namespace gingham::cuda {
@@ -43,15 +44,12 @@ struct PackedProduct {
     uint32_t x[kSegment / 16][4];
   };
 
-  __device__ static float to_sum(T x) {
-    if constexpr (kFloat16) return float_of_float16(x.bits);
-    return float_of_bits(static_cast<uint32_t>(x.bits) << 16);
-  }
+  __device__ static float to_sum(T x) { return cuda::to_sum(x); }
   __device__ static uint32_t pack(float low, float high) {
     if constexpr (kFloat16) return pack_float16(low, high);
     return pack_bfloat16(low, high);
   }
-  __device__ static T to_element(float x) { return {static_cast<uint16_t>(pack(x, x) & 0xffffu)}; }
+  __device__ static T to_element(float x) { return from_sum<T>(x); }
 
   template <bool depth_minor>
   __device__ static Left load_left(const T* p, int stride, int lane) {

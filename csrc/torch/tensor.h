@@ -1,7 +1,9 @@
 // Small owners for the handles of shim.h, and what the operators' front ends share: checks, layouts, registration.
 #pragma once
 
+#include <algorithm>
 #include <cstdlib>
+#include <initializer_list>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -86,27 +88,78 @@ inline DType dtype_of(const Tensor& tensor) {
   throw std::runtime_error("gingham: expected float32, float64, float16 or bfloat16 tensors");
 }
 
-// Maps are [batch, channel, (frame,) row, column].
-inline bool is_channels_last(const Tensor& map) { return map.stride(1) == 1 && map.stride(map.dim() - 1) != 1; }
+// Checks at the border of an operator; errors begin with its name.
+class Checks {
+ public:
+  constexpr explicit Checks(const char* name) : name_(name) {}
+  void operator()(bool condition, const char* message) const {
+    if (!condition) throw std::runtime_error(std::string("gingham: ") + name_ + ": " + message);
+  }
+  void same_device(const Tensor& tensor, const Tensor& like, const char* message) const {
+    (*this)(tensor.device_type() == like.device_type() && tensor.device_index() == like.device_index(), message);
+  }
+  // Shape, dtype and device.
+  void same(const Tensor& tensor, const int64_t* sizes, int64_t dim, int32_t dtype, const Tensor& like,
+            const char* message) const {
+    (*this)(tensor.dim() == dim && tensor.dtype() == dtype && std::equal(sizes, sizes + dim, tensor.sizes()), message);
+    same_device(tensor, like, message);
+  }
+  void same(const Tensor& tensor, const Tensor& like, const char* message) const {
+    same(tensor, like.sizes(), like.dim(), like.dtype(), like, message);
+  }
 
-inline bool is_native(const Tensor& map, bool channels_last) {
-  const int64_t last = map.dim() - 1;
-  return channels_last ? map.stride(1) == 1 || map.size(1) <= 1 : map.stride(last) == 1 || map.size(last) <= 1;
+ private:
+  const char* name_;
+};
+
+// A row-major tensor of at most six dimensions.
+inline Tensor empty_contiguous(int64_t dim, const int64_t* sizes, int32_t dtype, const Tensor& like) {
+  int64_t strides[6], step = 1;
+  for (int64_t d = dim - 1; d >= 0; --d) strides[d] = step, step *= sizes[d] > 0 ? sizes[d] : 1;
+  return Tensor::empty(dim, sizes, strides, dtype, like);
+}
+inline Tensor empty_contiguous(std::initializer_list<int64_t> sizes, int32_t dtype, const Tensor& like) {
+  return empty_contiguous(int64_t(sizes.size()), sizes.begin(), dtype, like);
 }
 
-inline Tensor empty_map(const int64_t* sizes, const Tensor& like, bool channels_last) {
-  const int64_t dim = like.dim();
-  int64_t strides[5], step = channels_last ? (sizes[1] > 0 ? sizes[1] : 1) : 1;
-  for (int64_t d = dim - 1; d >= 2; --d) strides[d] = step, step *= sizes[d] > 0 ? sizes[d] : 1;
-  strides[1] = channels_last ? 1 : step;
-  strides[0] = channels_last ? step : step * (sizes[1] > 0 ? sizes[1] : 1);
-  return Tensor::empty(dim, sizes, strides, like.dtype(), like);
+// The tensor itself when it is row-major, otherwise a copy in `copy`.
+inline const Tensor& contiguous(const Tensor& tensor, Tensor& copy) {
+  int64_t step = 1;
+  bool is_contiguous = true;
+  for (int64_t d = tensor.dim() - 1; d >= 0; --d) {
+    is_contiguous = is_contiguous && (tensor.size(d) <= 1 || tensor.stride(d) == step);
+    step *= tensor.size(d);
+  }
+  if (is_contiguous || step == 0) return tensor;
+  copy = empty_contiguous(tensor.dim(), tensor.sizes(), tensor.dtype(), tensor);
+  check(aoti_torch_copy_(copy.handle(), tensor.handle(), 0), "copy a tensor");
+  return copy;
+}
+
+// Maps are [batch, channel, (frame,) row, column], or with the channel at another place `channel`.
+inline bool is_channels_last(const Tensor& map, int64_t channel = 1) {
+  return map.stride(channel) == 1 && map.stride(map.dim() - 1) != 1;
+}
+
+inline bool is_native(const Tensor& map, bool channels_last, int64_t channel = 1) {
+  const int64_t adjacent = channels_last ? channel : map.dim() - 1;
+  return map.stride(adjacent) == 1 || map.size(adjacent) <= 1;
+}
+
+inline Tensor empty_map(const int64_t* sizes, const Tensor& like, bool channels_last, int64_t channel = 1) {
+  if (!channels_last) return empty_contiguous(like.dim(), sizes, like.dtype(), like);
+  int64_t strides[5], step = sizes[channel] > 0 ? sizes[channel] : 1;
+  strides[channel] = 1;
+  for (int64_t d = like.dim() - 1; d >= 0; --d) {
+    if (d != channel) strides[d] = step, step *= sizes[d] > 0 ? sizes[d] : 1;
+  }
+  return Tensor::empty(like.dim(), sizes, strides, like.dtype(), like);
 }
 
 // The map itself when the kernels can read it in place, otherwise a copy in `copy`.
-inline const Tensor& native_map(const Tensor& map, bool channels_last, Tensor& copy) {
-  if (is_native(map, channels_last)) return map;
-  copy = empty_map(map.sizes(), map, channels_last);
+inline const Tensor& native_map(const Tensor& map, bool channels_last, Tensor& copy, int64_t channel = 1) {
+  if (is_native(map, channels_last, channel)) return map;
+  copy = empty_map(map.sizes(), map, channels_last, channel);
   check(aoti_torch_copy_(copy.handle(), map.handle(), 0), "copy a tensor");
   return copy;
 }
@@ -161,7 +214,7 @@ inline Tensor device_memory(size_t bytes, const Tensor& like) {
   return Tensor::empty(1, &size, &stride, aoti_torch_dtype_uint8(), like);
 }
 
-// Arguments and results of a boxed kernel: a tensor is a handle that we own, a double and a bool are their bits.
+// Arguments and results of a boxed kernel: a tensor is a handle that we own, numbers and a bool are their bits.
 inline Tensor tensor_argument(StableIValue value) { return Tensor(reinterpret_cast<AtenTensorHandle>(value)); }
 inline double double_argument(StableIValue value) {
   double result;
@@ -169,6 +222,9 @@ inline double double_argument(StableIValue value) {
   __builtin_memcpy(&result, &value, sizeof result);
   return result;
 }
+
+inline int64_t int_argument(StableIValue value) { return int64_t(value); }
+inline bool bool_argument(StableIValue value) { return (value & 1) != 0; }
 
 constexpr uint64_t kBuildVersion = (2ull << 56) | (10ull << 48);  // the calling convention of torch 2.10
 

@@ -7,10 +7,10 @@
 #include "gingham/criss_cross_attention.h"
 
 namespace gingham::cpu::amx {
-size_t forward_workspace(const CrissCrossForward&, int);
-size_t backward_workspace(const CrissCrossBackward&, int);
-void forward(const CrissCrossForward&, int, void*, ParallelFor);
-void backward(const CrissCrossBackward&, int, void*, ParallelFor);
+size_t workspace_size(const CrissCrossForward&, int);
+size_t workspace_size(const CrissCrossBackward&, int);
+void run(const CrissCrossForward&, int, void*, ParallelFor);
+void run(const CrissCrossBackward&, int, void*, ParallelFor);
 }  // namespace gingham::cpu::amx
 
 namespace {
@@ -52,8 +52,8 @@ bool forward(const int64_t* shape, double scale, const Map* maps, double* lse) {
   call.value = view_of(maps[2]);
   call.output = view_of(maps[3]);
   call.lse = lse;
-  return with_scratch(gingham::cpu::amx::forward_workspace(call, 1),
-                      [&](void* scratch) { gingham::cpu::amx::forward(call, 1, scratch, one_after_the_other); });
+  return with_scratch(gingham::cpu::amx::workspace_size(call, 1),
+                      [&](void* scratch) { gingham::cpu::amx::run(call, 1, scratch, one_after_the_other); });
 }
 
 // maps: query, key, value, output, grad_output, grad_query, grad_key, grad_value
@@ -71,8 +71,8 @@ bool backward(const int64_t* shape, double scale, const Map* maps, const double*
   call.grad_key = view_of(maps[6]);
   call.grad_value = view_of(maps[7]);
   call.lse = lse;
-  return with_scratch(gingham::cpu::amx::backward_workspace(call, 1),
-                      [&](void* scratch) { gingham::cpu::amx::backward(call, 1, scratch, one_after_the_other); });
+  return with_scratch(gingham::cpu::amx::workspace_size(call, 1),
+                      [&](void* scratch) { gingham::cpu::amx::run(call, 1, scratch, one_after_the_other); });
 }
 
 }  // extern "C"

@@ -31,3 +31,20 @@ struct MapView {
 };
 
 }  // namespace gingham
+
+// How every operator is called. A call is a struct: shape, dtype, options, and where inputs and results lie. `run`
+// computes it; the caller supplies the workspace, at least workspace_size bytes.
+//   cpu    on at most `threads` threads of parallel_for, on which the results do not depend; workspace aligned to 64.
+//   cuda   all pointers, the workspace's too, are of the current device; the work is queued on `stream` (a
+//          cudaStream_t). Throws std::runtime_error when a launch fails.
+#define GINGHAM_DECLARE_CPU_CALL(Call)                                                            \
+  namespace cpu {                                                                                 \
+  GINGHAM_API size_t workspace_size(const Call& call, int threads);                               \
+  GINGHAM_API void run(const Call& call, int threads, void* workspace, ParallelFor parallel_for); \
+  }
+#define GINGHAM_DECLARE_CALL(Call)                                       \
+  GINGHAM_DECLARE_CPU_CALL(Call)                                         \
+  namespace cuda {                                                       \
+  GINGHAM_API size_t workspace_size(const Call& call);                   \
+  GINGHAM_API void run(const Call& call, void* workspace, void* stream); \
+  }

@@ -26,6 +26,7 @@ struct CrissCrossForward {
   CrissCrossShape shape;
   DType dtype = DType::float32;
   double scale = 1.0;
+  bool allow_tf32 = false;  // on CUDA, float32 products may use TF32 tensor cores
   MapView query, key, value, output;
   double* lse = nullptr;
 };
@@ -35,30 +36,13 @@ struct CrissCrossBackward {
   CrissCrossShape shape;
   DType dtype = DType::float32;
   double scale = 1.0;
+  bool allow_tf32 = false;
   MapView query, key, value, output, grad_output;
   const double* lse = nullptr;
   MapView grad_query, grad_key, grad_value;
 };
 
-namespace cpu {
-// Bytes of scratch memory that a call needs when parallel_for runs on at most `threads` threads.
-GINGHAM_API size_t workspace_size(const CrissCrossForward& call, int threads);
-GINGHAM_API size_t workspace_size(const CrissCrossBackward& call, int threads);
-// workspace: at least workspace_size bytes, aligned to 64. Results do not depend on `threads`.
-GINGHAM_API void criss_cross_attention(const CrissCrossForward& call, int threads, void* workspace,
-                                       ParallelFor parallel_for);
-GINGHAM_API void criss_cross_attention_backward(const CrissCrossBackward& call, int threads, void* workspace,
-                                                ParallelFor parallel_for);
-}  // namespace cpu
-
-namespace cuda {
-GINGHAM_API size_t workspace_size(const CrissCrossForward& call);
-GINGHAM_API size_t workspace_size(const CrissCrossBackward& call);
-// All pointers are device pointers of the current device; the work is queued on `stream` (a cudaStream_t).
-// allow_tf32: float32 products may use TF32 tensor cores. Throws std::runtime_error when a launch fails.
-GINGHAM_API void criss_cross_attention(const CrissCrossForward& call, bool allow_tf32, void* workspace, void* stream);
-GINGHAM_API void criss_cross_attention_backward(const CrissCrossBackward& call, bool allow_tf32, void* workspace,
-                                                void* stream);
-}  // namespace cuda
+GINGHAM_DECLARE_CALL(CrissCrossForward)
+GINGHAM_DECLARE_CALL(CrissCrossBackward)
 
 }  // namespace gingham

@@ -1,43 +1,14 @@
-// The emulated operators for ctypes: each returns an error text, empty when all went well.
-#include <string>
-
-#include "cuda_emulation.h"
 #include "gingham/criss_cross_attention.h"
+
+#include "c_interface.h"
 
 namespace {
 
-struct Map {
-  void* data;
-  int64_t strides[5];  // of [batch, channel, frame, row, column], in elements
-};
-
-gingham::MapView view_of(const Map& map) {
-  const int64_t* s = map.strides;
-  return {map.data, s[0], s[1], s[2], s[3], s[4]};
-}
 gingham::CrissCrossShape shape_of(const int64_t* s) { return {s[0], s[1], s[2], s[3], s[4], s[5]}; }
-
-template <class Run>
-const char* report(unsigned seed, Run run) {
-  static std::string message;
-  message.clear();
-  gingham::emulation::device.random.seed(seed);
-  try {
-    run();
-  } catch (const std::exception& error) {
-    message = error.what();
-  }
-  return message.c_str();
-}
 
 }  // namespace
 
 extern "C" {
-
-void* allocate_guarded(size_t bytes) { return gingham::emulation::allocate_guarded(bytes); }
-void free_guarded(void* memory, size_t bytes) {
-  gingham::emulation::free_guarded(static_cast<unsigned char*>(memory), bytes);
-}
 
 // maps: query, key, value, output
 const char* forward(const int64_t* shape, int dtype, double scale, bool allow_tf32, const Map* maps, double* lse,
@@ -51,7 +22,8 @@ const char* forward(const int64_t* shape, int dtype, double scale, bool allow_tf
   call.value = view_of(maps[2]);
   call.output = view_of(maps[3]);
   call.lse = lse;
-  return report(seed, [&] { gingham::cuda::criss_cross_attention(call, allow_tf32, nullptr, nullptr); });
+  call.allow_tf32 = allow_tf32;
+  return report(seed, [&] { gingham::cuda::run(call, nullptr, nullptr); });
 }
 
 size_t backward_workspace(const int64_t* shape, int dtype) {
@@ -77,7 +49,8 @@ const char* backward(const int64_t* shape, int dtype, double scale, bool allow_t
   call.grad_key = view_of(maps[6]);
   call.grad_value = view_of(maps[7]);
   call.lse = lse;
-  return report(seed, [&] { gingham::cuda::criss_cross_attention_backward(call, allow_tf32, workspace, nullptr); });
+  call.allow_tf32 = allow_tf32;
+  return report(seed, [&] { gingham::cuda::run(call, workspace, nullptr); });
 }
 
 }  // extern "C"
