@@ -17,7 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gingham.array import _may_overlap_itself, criss_cross_attention
+from gingham.array import criss_cross_attention
+from gingham.array._arrays import _may_overlap_itself
 from oracles.dense_attention import dense_attention
 
 Array = np.ndarray[Any, Any]

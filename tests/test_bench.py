@@ -87,7 +87,8 @@ def test_best_peer_is_the_fastest_with_the_same_result(row: Row) -> None:
 def test_fraction_and_floor_use_the_yardstick_of_the_same_dtype(row: Row) -> None:
     yardstick = fake_report(row).yardstick(row)
     assert yardstick is not None
-    assert row.fraction_of_matmul(yardstick) == pytest.approx(0.4)  # 4 GFLOP in 0.1 s, of 100 GFLOP/s
+    assert row.fraction_of("matmul", yardstick) == pytest.approx(0.4)  # 4 GFLOP in 0.1 s, of 100 GFLOP/s
+    assert row.fraction_of("copy", yardstick) == pytest.approx(0.1)  # 0.1 GB in 0.1 s, of 10 GB/s
     assert row.floor(yardstick) == pytest.approx(0.04)  # the operations, not the 10 ms that the bytes take
 
 

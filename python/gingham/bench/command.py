@@ -28,7 +28,7 @@ BUDGETS = {
     Level.DEFAULT: Budget(seconds=3.0, rounds=50, longest_call=5.0),
     Level.FULL: Budget(seconds=6.0, rounds=100, longest_call=30.0),
 }
-_QUICK_SECONDS = 28.0  # no new row is begun later than this, so that a quick run ends within a minute
+_QUICK_SECONDS = 80.0  # for all operators together, so that a quick run ends within two minutes
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("operators", nargs="*", metavar="operator", help=f"which ones (default: all of {OPERATORS})")
     level = parser.add_mutually_exclusive_group()
-    level.add_argument("--quick", action="store_true", help="one paper size and a tiny one, in less than a minute")
+    level.add_argument("--quick", action="store_true", help="one paper size and a tiny one of each, in two minutes")
     level.add_argument("--full", action="store_true", help="every size, layout and thread count; takes hours")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
@@ -47,7 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--threads", help="thread counts, such as 1,2 (default: 1 and all; 1 with --quick)")
     parser.add_argument("--layout", help=f"some of {','.join(LAYOUTS)} (default: both; the first with --quick)")
-    parser.add_argument("--seconds", type=float, help="begin no new row later than this (default: 28 with --quick)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help="begin no new row later than this, each operator having its share (default: 80 with --quick)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured, samples included")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios (PNG, SVG or PDF)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the tables between the page's bench markers")
@@ -113,6 +117,7 @@ def measure_operator(
         machine=describe(device),
         seed=secrets.randbelow(2**31),
         peers=tuple(peer.name for peer in operator.peers),
+        limit=operator.limit,
     )
     warning = load_warning()
     if warning is not None:
@@ -164,9 +169,9 @@ def _run(options: argparse.Namespace) -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise GinghamError("--device cuda: torch finds no CUDA device here; leave the option out to measure on the CPU")
     dtypes = _words("--dtype", options.dtype, _DTYPES)
-    names = tuple(LAYOUTS)
+    known = tuple(LAYOUTS)
     layouts = (
-        _words("--layout", options.layout, names) if options.layout else names[: 1 if level is Level.QUICK else None]
+        _words("--layout", options.layout, known) if options.layout else known[: 1 if level is Level.QUICK else None]
     )
     threads = _thread_counts(options.threads, level, device)
     for name in options.operators:
@@ -176,10 +181,14 @@ def _run(options: argparse.Namespace) -> None:
         split_at_markers(options.markdown)  # an unfit page is reported before the measuring, not after
 
     reports = []
-    for name in options.operators or OPERATORS:
+    names = options.operators or OPERATORS
+    total = _QUICK_SECONDS if options.seconds is None and level is Level.QUICK else options.seconds
+    began = time.monotonic()
+    for number, name in enumerate(names):
         operator = load_operator(name)
         rows = list(plan(operator, level, device, dtypes, list(layouts), threads))
-        seconds = _QUICK_SECONDS if options.seconds is None and level is Level.QUICK else options.seconds
+        # What one operator leaves of its share is the others'.
+        seconds = None if total is None else (total - (time.monotonic() - began)) / (len(names) - number)
         reports.append(measure_operator(operator, rows, level, BUDGETS[level], seconds=seconds))
         print(text(reports[-1]), flush=True)
     if options.json:

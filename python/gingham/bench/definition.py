@@ -6,7 +6,7 @@ import enum
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class Case:
     Attributes:
         label: how tables name it.
         inputs: draws the input tensors, float32 on the CPU; floating ones are cast to the dtype that is measured.
+        keep_dtype: indices of floating inputs that are not cast, such as boxes.
         options: what peers need to know beside the tensors.
         operations: least number of floating-point operations (two a multiply-add) of a pass.
         elements: least number of elements that a pass reads and writes.
@@ -50,6 +51,7 @@ class Case:
         headline: measured with every thread count and memory format, not in the first of each only.
         passes: the passes that are measured.
         measure_memory: whether the peak of extra memory is measured too.
+        longest_call: seconds that a peer's call may take here, where it is more than the level allows.
     """
 
     label: str
@@ -61,6 +63,8 @@ class Case:
     headline: bool = False
     passes: tuple[Pass, ...] = (Pass.FORWARD, Pass.TRAINING)
     measure_memory: bool = False
+    keep_dtype: tuple[int, ...] = ()
+    longest_call: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ class Operator:
         reference: makes the function that defines the result of a case; it is called in float64.
         differentiable: indices of the inputs whose gradients are taken.
         baseline: the peer whose extra memory is the unit of the memory table.
+        limit: what bounds the operator, and is the unit of the table's last column: the rate of a matrix product
+            ("matmul"), or of a copy ("copy").
     """
 
     name: str
@@ -100,6 +106,7 @@ class Operator:
     reference: Callable[[Case], Function]
     differentiable: tuple[int, ...]
     baseline: str
+    limit: Literal["matmul", "copy"] = "matmul"
 
     def case(self, label: str) -> Case:
         """The case of this label."""

@@ -8,7 +8,7 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -105,11 +105,17 @@ def draw(operator: Operator, case: Case, setting: Setting, seed: int) -> Argumen
     """Fresh inputs of a case; the same seed gives the same numbers in every memory format and on every device."""
     generator = torch.Generator().manual_seed(seed)
 
-    def place(tensor: Tensor) -> Tensor:
-        layout = LAYOUTS[setting.layout] if tensor.ndim == 4 else torch.contiguous_format
-        return _cast(tensor, setting.dtype).to(setting.device).contiguous(memory_format=layout)
+    def place(tensor: Tensor, dtype: torch.dtype = setting.dtype) -> Tensor:
+        placed = _cast(tensor, dtype).to(setting.device)
+        if tensor.ndim == 5:  # frames or shots, each a batch of maps
+            maps = placed.flatten(0, 1).contiguous(memory_format=LAYOUTS[setting.layout])
+            return maps.unflatten(0, tensor.shape[:2])
+        return placed.contiguous(memory_format=LAYOUTS[setting.layout] if tensor.ndim == 4 else torch.contiguous_format)
 
-    inputs = tuple(place(tensor) for tensor in case.inputs(generator))
+    inputs = tuple(
+        place(tensor, tensor.dtype if index in case.keep_dtype else setting.dtype)
+        for index, tensor in enumerate(case.inputs(generator))
+    )
     grad_output = None
     if setting.direction is Pass.TRAINING:
         meta = operator.reference(case)(*(tensor.to("meta") for tensor in inputs))
@@ -194,6 +200,7 @@ def measure_row(
     A peer that raises, is wrong or would take too long is listed in the row's failures with the reason.
     """
     device, direction = setting.device, setting.direction
+    budget = replace(budget, longest_call=max(budget.longest_call, case.longest_call))
     timings: dict[str, Timing] = {}
     errors: dict[str, float] = {}
     failures: dict[str, str] = {}

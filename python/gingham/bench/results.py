@@ -75,11 +75,12 @@ class Row:
     def ratio_to_best(self) -> float | None:
         return None if self.best_peer is None else self.ratio(self.best_peer)
 
-    def fraction_of_matmul(self, yardstick: Yardstick) -> float | None:
-        """The rate of Gingham's operator as a fraction of the matrix product's."""
+    def fraction_of(self, limit: str, yardstick: Yardstick) -> float | None:
+        """The rate of Gingham's operator as a fraction of the matrix product's ("matmul") or the copy's ("copy")."""
         if OURS not in self.timings:
             return None
-        return self.operations / self.timings[OURS].median / yardstick.matmul
+        amount, rate = (self.operations, yardstick.matmul) if limit == "matmul" else (self.moved, yardstick.copy)
+        return amount / self.timings[OURS].median / rate
 
     def floor(self, yardstick: Yardstick) -> float:
         """Seconds below which the call cannot come: its operations or its bytes at the machine's measured rates."""
@@ -114,6 +115,7 @@ class Report:
     machine: Mapping[str, str]
     seed: int
     peers: tuple[str, ...]
+    limit: str = "matmul"
     yardsticks: list[Yardstick] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     memory: list[Memory] = field(default_factory=list)
@@ -143,7 +145,8 @@ def to_json(report: Report) -> dict[str, Any]:
         plain["ratios"] = {peer: row.ratio(peer) for peer in row.timings if peer != OURS}
         plain["best_peer"], plain["ratio_to_best"] = row.best_peer, row.ratio_to_best
         yardstick = report.yardstick(row)
-        plain["fraction_of_matmul"] = row.fraction_of_matmul(yardstick) if yardstick else None
+        for limit in ("matmul", "copy"):
+            plain[f"fraction_of_{limit}"] = row.fraction_of(limit, yardstick) if yardstick else None
         plain["floor"] = row.floor(yardstick) if yardstick else None
     for memory, plain in zip(report.memory, data["memory"], strict=True):
         plain["share"] = memory.share()

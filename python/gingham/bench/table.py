@@ -11,6 +11,10 @@ from gingham.errors import GinghamError
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 _NOTHING = "-"
+_LIMITS = {
+    "matmul": "of matmul: the rate of its operations as a share of a large matrix product's",
+    "copy": "of copy: the rate of the bytes that it must read and write as a share of a large copy's",
+}
 
 
 def seconds_text(seconds: float) -> str:
@@ -43,11 +47,11 @@ def time_table(report: Report) -> list[list[str]]:
     """Header and lines: Gingham's time, then how many times as long each peer takes."""
     # A peer that ran nowhere has no column; the lines under the table say why.
     peers = [peer for peer in report.peers if peer != OURS and any(peer in row.timings for row in report.rows)]
-    header = [report.inputs, "dtype", "layout", "threads", "pass", OURS, *peers, "best peer", "of matmul"]
+    header = [report.inputs, "dtype", "layout", "threads", "pass", OURS, *peers, "best peer", f"of {report.limit}"]
     lines = [header]
     for row in report.rows:
         yardstick = report.yardstick(row)
-        fraction = row.fraction_of_matmul(yardstick) if yardstick else None
+        fraction = row.fraction_of(report.limit, yardstick) if yardstick else None
         ours = seconds_text(row.timings[OURS].median) if OURS in row.timings else _NOTHING
         setting = [row.case, row.dtype, row.layout, str(row.threads), row.direction]
         share = _NOTHING if fraction is None else f"{fraction:.0%}"
@@ -98,7 +102,7 @@ def _yardstick_texts(report: Report) -> list[str]:
 def _explanations(report: Report) -> list[str]:
     texts = [
         f"{OURS}: median time of a call. A peer's column: how many times as long it takes (above 1, {OURS} is faster); "
-        "best peer: the fastest one with the same result; of matmul: the rate as a share of a large matrix product's.",
+        f"best peer: the fastest one with the same result; {_LIMITS[report.limit]}.",
     ]
     other = sorted({peer for row in report.rows for peer in row.other})
     if other:

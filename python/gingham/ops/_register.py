@@ -38,8 +38,8 @@ class Registered:
         differentiable: indices of the tensors that may have gradients.
         definition: the returned outputs that have gradients, as a differentiable function of the tensors and the
             options in plain PyTorch; the second derivative goes through it.
-        fake: shapes without data of the outputs, from the arguments of the operator, which it checks: of tensors without
-            data, and of a mixture of such and others, no kernel sees any.
+        fake: shapes without data of the outputs, from the arguments of the operator, which it checks: where one tensor
+            is without data, no kernel sees any.
         fake_backward: the same of the backward operator.
         outputs, returned, without_gradient, kept: see above; by default every output is kept.
         autocast: what autocast does to the tensors: `lower` or `promote`.

@@ -1,0 +1,9 @@
+"""The operators on NumPy and CuPy arrays. Imports no torch.
+
+NumPy arrays are computed on `threads` CPU threads (all cores unless the environment variable ``GINGHAM_NUM_THREADS``
+or the argument says otherwise), CuPy arrays on their own device, on the stream that is CuPy's current one there.
+"""
+
+from gingham.array.criss_cross_attention import criss_cross_attention
+
+__all__ = ["criss_cross_attention"]
