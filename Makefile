@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+OPERATORS := $(filter-out core,$(basename $(notdir $(wildcard csrc/include/gingham/*.h))))
+OPERATOR_TESTS := $(OPERATORS:%=tests/test_%.py) tests/test_array.py
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt pyproject.toml constraints.txt
 
 .PHONY: demo test wheel lint install sanitize clean
@@ -42,7 +44,7 @@ sanitize:
 	$(VENV)-sanitize/bin/python -m pip install --quiet -c constraints.txt torch numpy hypothesis pytest pytest-benchmark ml_dtypes expecttest
 	GINGHAM_SANITIZE=ON GINGHAM_WITH_CUDA=OFF $(VENV)-sanitize/bin/python -m pip install --quiet --no-deps .
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-		$(VENV)-sanitize/bin/python -m pytest -s tests/test_array.py tests/test_criss_cross_attention.py -k "not compile and not export"
+		$(VENV)-sanitize/bin/python -m pytest -s $(OPERATOR_TESTS) -k "not compile and not export"
 
 clean:
 	rm -rf $(VENV) $(VENV)-sanitize build dist wheelhouse demo
