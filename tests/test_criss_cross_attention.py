@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -28,12 +25,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gingham import info, reference
 from gingham.array import criss_cross_attention as array_attention
 from gingham.ops import criss_cross_attention
+from oracles.conditions import run_python, threads
 from oracles.dense_attention import (
     Quantity,
     crosses,
     dense_attention,
     dense_attention_and_gradients,
     dense_weights,
+)
+from oracles.layouts import (
+    LAYOUTS,
+    channels_last,
+    contiguous,
+    every_other_column,
+    expanded_batch,
+    sliced,
+    transposed,
 )
 
 # How far a result may be from the exact one: `storage` epsilons of its dtype, relative to the sum of its absolute
@@ -99,16 +106,6 @@ def maps(
     generator = torch.Generator().manual_seed(seed)
     channels = (key_channels, key_channels, value_channels, value_channels)
     return [torch.randn(batch, c, *size, generator=generator).to(device, dtype) for c in channels]
-
-
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # ------------------------------------------------------------------------------------------------ golden values
@@ -449,69 +446,6 @@ def test_a_pixel_that_is_not_a_number_spoils_what_depends_on_it_and_no_later_cal
 
 
 # ------------------------------------------------------------------------------------------------ any layout
-
-
-def contiguous(x: Tensor) -> Tensor:
-    return x.contiguous()
-
-
-def channels_last(x: Tensor) -> Tensor:
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def sliced(x: Tensor) -> Tensor:
-    room = x.new_full([extent + 3 for extent in x.shape], math.nan)
-    view = room[tuple(slice(1, 1 + extent) for extent in x.shape)]
-    return view.copy_(x)
-
-
-def every_other_column(x: Tensor) -> Tensor:
-    room = x.new_full([*x.shape[:-1], 2 * x.shape[-1] + 1], math.nan)
-    return room[..., 1::2].copy_(x)
-
-
-def some_of_the_channels_last(x: Tensor) -> Tensor:
-    room = channels_last(x.new_full([x.shape[0], x.shape[1] + 5, *x.shape[2:]], math.nan))
-    return room[:, 3 : 3 + x.shape[1]].copy_(x)
-
-
-def transposed(x: Tensor) -> Tensor:
-    return x.transpose(-1, -2).contiguous().transpose(-1, -2)
-
-
-def batch_innermost(x: Tensor) -> Tensor:
-    return x.movedim(0, -1).contiguous().movedim(-1, 0)
-
-
-def expanded_batch(x: Tensor) -> Tensor:
-    return x[:1].expand_as(x)
-
-
-def expanded_channels(x: Tensor) -> Tensor:
-    return x[:, :1].expand_as(x)
-
-
-def expanded_columns(x: Tensor) -> Tensor:
-    return x[..., :1].expand_as(x)
-
-
-def one_number(x: Tensor) -> Tensor:
-    return x.flatten()[:1].reshape([1] * x.dim()).expand_as(x) if x.numel() else x
-
-
-LAYOUTS: list[Callable[[Tensor], Tensor]] = [
-    contiguous,
-    channels_last,
-    sliced,
-    every_other_column,
-    some_of_the_channels_last,
-    transposed,
-    batch_innermost,
-    expanded_batch,
-    expanded_channels,
-    expanded_columns,
-    one_number,
-]
 
 
 @settings(max_examples=400)
@@ -858,17 +792,6 @@ def test_export_with_dynamic_batch_height_and_width(frames: tuple[int, ...]) -> 
 
 
 # ------------------------------------------------------------------------------------------------ other processes
-
-
-def run_python(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 MEMORY = """
