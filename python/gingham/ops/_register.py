@@ -49,8 +49,8 @@ class Registered:
 
     Attributes:
         public, public_backward: the operators with formulas.
-        raw: what calling the operator without formulas comes to, without a frame of Python in between.
-        recorded: ``apply`` of the eager path when gradients are recorded; gives the returned outputs.
+        call: the returned outputs, by the way that fits: compiled, under a transform, recorded, or none of these. A
+            function and not a method, which would take a tenth of a microsecond more.
     """
 
     def __init__(
@@ -76,8 +76,9 @@ class Registered:
         self.public_backward = getattr(ops, f"{name}_backward").default
         raw_forward = getattr(ops, f"_{name}").default
         raw_backward = getattr(ops, f"_{name}_backward").default
-        self.raw = raw_forward._op
-        public_backward, raw, raw_backward_op = self.public_backward, self.raw, raw_backward._op
+        public, public_backward = self.public, self.public_backward
+        # What calling an operator comes to, without a frame of Python in between.
+        raw, raw_backward_op = raw_forward._op, raw_backward._op
 
         kept_outputs = tuple(range(outputs) if kept is None else kept)
         with_gradient = [i for i in range(returned) if i not in without_gradient]
@@ -197,9 +198,22 @@ class Registered:
 
         rule = vmap or partial(_fold_all, tensors)
         rule_backward = vmap_backward or partial(_fold_all, first_option)
-        self.recorded = Recorded.apply
-        self._transformable = Transformable.apply
-        self._tensors, self._returned = tensors, returned
+        recorded, transformable = Recorded.apply, Transformable.apply
+
+        def call(*arguments: Any) -> Any:
+            if torch.compiler.is_compiling():
+                results = public(*arguments)
+            elif torch._C._are_functorch_transforms_active():
+                results = transformable(*arguments)
+            else:
+                if torch.is_grad_enabled():
+                    for x in arguments[:tensors]:
+                        if x.requires_grad:
+                            return recorded(*arguments)
+                results = raw(*arguments)
+            return results[0] if returned == 1 else tuple(results[:returned])
+
+        self.call = call
 
         for forward, backward in ((self.public, self.public_backward), (raw_forward, raw_backward)):
             torch.library.register_fake(forward, fake)
@@ -218,20 +232,6 @@ class Registered:
         )
         for key in (torch._C.DispatchKey.AutocastCPU, torch._C.DispatchKey.AutocastCUDA):
             _library.impl(name, _autocast_kernel(self.public, key, tensors, autocast), key.name)
-
-    def __call__(self, *arguments: Any) -> Any:
-        """The returned outputs, by the way that fits: compiled, under a transform, recorded, or none of these."""
-        if torch.compiler.is_compiling():
-            results = self.public(*arguments)
-        elif torch._C._are_functorch_transforms_active():
-            results = self._transformable(*arguments)
-        else:
-            if torch.is_grad_enabled():
-                for x in arguments[: self._tensors]:
-                    if x.requires_grad:
-                        return self.recorded(*arguments)
-            results = self.raw(*arguments)
-        return results[0] if self._returned == 1 else tuple(results[: self._returned])
 
 
 def _autocast_kernel(

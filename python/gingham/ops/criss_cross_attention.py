@@ -71,7 +71,7 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: f
         if is_compiling:
             _check(query, key, value, scale)
         allow_tf32 = value.is_cuda and value.dtype == torch.float32 and _tf32_is_allowed()
-        return _operator(query, key, value, scale, allow_tf32)
+        return _call(query, key, value, scale, allow_tf32)
     except (RuntimeError, TypeError, AttributeError):
         _check(query, key, value, scale)  # says what is wrong with the arguments, if that is the reason
         raise
@@ -145,7 +145,7 @@ def _definition(query: Tensor, key: Tensor, value: Tensor, scale: float, allow_t
     return reference.criss_cross_attention(query, key, value, scale=scale)
 
 
-_operator = Registered(
+_call = Registered(
     "criss_cross_attention",
     tensors=3,
     differentiable=(0, 1, 2),
@@ -154,4 +154,4 @@ _operator = Registered(
     fake_backward=_fake_backward,
     outputs=2,
     autocast=lower,
-)
+).call
