@@ -41,7 +41,8 @@ class Registered:
         fake: shapes without data of the outputs, from the arguments of the operator, which it checks: where one tensor
             is without data, no kernel sees any.
         fake_backward: the same of the backward operator.
-        outputs, returned, without_gradient, kept: see above; by default every output is kept.
+        outputs, returned, without_gradient, kept: see above; by default every output is kept, at least one must be, and
+            they must be neighbours.
         autocast: what autocast does to the tensors: `lower` or `promote`.
         vmap, vmap_backward: rules ``(call, info, in_dims, *arguments)``; by default the mapped axis is folded into the
             batch.
@@ -81,6 +82,9 @@ class Registered:
         raw, raw_backward_op = raw_forward._op, raw_backward._op
 
         kept_outputs = tuple(range(outputs) if kept is None else kept)
+        pick = slice(kept_outputs[0], kept_outputs[-1] + 1)  # of neighbours, faster than one by one
+        if kept_outputs != tuple(range(outputs))[pick]:
+            raise ValueError(f"kept must be neighbouring outputs, got {kept_outputs}")
         with_gradient = [i for i in range(returned) if i not in without_gradient]
         not_differentiable = [i for i in range(outputs) if i not in with_gradient]
         first_tensor = len(with_gradient)
@@ -105,7 +109,7 @@ class Registered:
             @staticmethod
             def forward(ctx: Any, *arguments: Any) -> Any:
                 results = raw(*arguments)
-                ctx.save_for_backward(*arguments[:tensors], *(results[i] for i in kept_outputs))
+                ctx.save_for_backward(*arguments[:tensors], *results[pick])
                 ctx.options = arguments[tensors:]
                 if returned == 1:
                     return results[0]
@@ -177,7 +181,7 @@ class Registered:
             @staticmethod
             def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
                 output = output if isinstance(output, (tuple, list)) else (output,)
-                ctx.save_for_backward(*inputs[:tensors], *(output[i] for i in kept_outputs))
+                ctx.save_for_backward(*inputs[:tensors], *output[pick])
                 ctx.options = inputs[tensors:]
                 ctx.mark_non_differentiable(*(output[i] for i in not_differentiable))
 
