@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from gingham.bench.criss_cross_attention import OPERATOR, einsum_form
 from gingham.bench.definition import OURS, CannotRun, Case, Function, Level, Operator, Pass, Peer, load_operator
 from gingham.bench.measure import Budget, Setting, deviation
 from gingham.bench.memory import measure_memory
-from gingham.bench.results import SCHEMA, Memory, Report, Row, Timing, Yardstick, to_json
+from gingham.bench.results import SCHEMA, Memory, Report, Row, Timing, Yardstick, from_json, to_json
 from gingham.bench.table import (
     BEGIN,
     END,
@@ -27,6 +28,7 @@ from gingham.bench.table import (
     ratio_text,
     seconds_text,
     split_at_markers,
+    summary,
     text,
     time_table,
     write_between_markers,
@@ -104,6 +106,32 @@ def test_table_shows_ratios_and_drops_no_reason(row: Row) -> None:
         assert "flex, 1 of 1 rows: cannot run: NotImplementedError: no backward." in rendered
         assert "no backward.." not in rendered
         assert "a processor" in rendered
+
+
+def test_reports_survive_json(row: Row, tmp_path: Path) -> None:
+    report = fake_report(row)
+    assert from_json(json.loads(json.dumps(to_json(report)))) == report
+    file, page = tmp_path / "measured.json", tmp_path / "page.md"
+    file.write_text(json.dumps([to_json(report)]))
+    page.write_text(f"before\n{BEGIN}\n{END}\nafter\n")
+    assert main(["--from", str(file), "--markdown", str(page)]) == 0
+    assert markdown(report) in page.read_text()
+    for wrong in ("{}", "[1]", "[{}]", "nothing"):
+        file.write_text(wrong)
+        with pytest.raises(GinghamError, match="is not what gingham bench --json writes"):
+            main(["--from", str(file)])
+    with pytest.raises(GinghamError, match="--from: cannot read"):
+        main(["--from", str(tmp_path / "missing.json")])
+
+
+def test_the_summary_holds_the_headline_rows(row: Row) -> None:
+    headline = next(case.label for case in OPERATOR.cases if case.headline)
+    report = fake_report(replace(row, case=headline))
+    report.rows += [row, replace(row, case=headline, threads=2), replace(row, case=headline, layout="channels_last")]
+    lines = [line for line in summary([report]).splitlines() if line.startswith("| `")]
+    assert len(lines) == 1
+    for part in (headline, "100 ms", "compiled", "3.00x", "eager 4.00x", "non-local 0.10x"):
+        assert part in lines[0]
 
 
 def test_lines_of_a_table_are_aligned(row: Row) -> None:
@@ -321,7 +349,7 @@ def test_command_writes_what_it_is_asked_for(
         (["--dtype", "int8"], "--dtype: expected some of float32, bfloat16, float16, float64; got 'int8'"),
         (["--threads", "0"], "--threads: expected counts from 1 to"),
         (["--layout", "diagonal"], "--layout: expected some of contiguous, channels_last; got 'diagonal'"),
-        (["--markdown", "missing.md"], "--markdown: cannot read missing.md: No such file or directory"),
+        (["--markdown", "missing.md"], "cannot read missing.md: No such file or directory"),
     ],
 )
 def test_wrong_argument_ends_in_one_line(

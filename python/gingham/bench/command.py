@@ -19,8 +19,8 @@ from gingham.bench.machine import describe, load_warning, measure_yardstick
 from gingham.bench.measure import LAYOUTS, Budget, Expectations, Setting, measure_row
 from gingham.bench.memory import measure_memory
 from gingham.bench.plot import draw_ratios
-from gingham.bench.results import Report, to_json
-from gingham.bench.table import markdown, split_at_markers, text, write_between_markers
+from gingham.bench.results import Report, from_json, to_json
+from gingham.bench.table import markdown, split_at_markers, summary, text, write_between_markers
 from gingham.errors import GinghamError
 
 BUDGETS = {
@@ -55,6 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured, samples included")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios (PNG, SVG or PDF)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the tables between the page's bench markers")
+    parser.add_argument("--summary", type=Path, metavar="FILE", help="put one table of all there, in the same way")
+    parser.add_argument(
+        "--from", type=Path, nargs="+", metavar="FILE", dest="files", help="take what --json wrote instead of measuring"
+    )
     parser.add_argument("--list", action="store_true", help="print the operators and stop")
     return parser
 
@@ -177,8 +181,12 @@ def _run(options: argparse.Namespace) -> None:
     for name in options.operators:
         if name not in OPERATORS:
             raise GinghamError(f"operator: expected some of {', '.join(OPERATORS)}; got {name!r}")
-    if options.markdown:
-        split_at_markers(options.markdown)  # an unfit page is reported before the measuring, not after
+    for page in (options.markdown, options.summary):
+        if page:
+            split_at_markers(page)  # an unfit page is reported before the measuring, not after
+    if options.files:
+        _write([report for path in options.files for report in _read(path)], options)
+        return
 
     reports = []
     names = options.operators or OPERATORS
@@ -191,10 +199,28 @@ def _run(options: argparse.Namespace) -> None:
         seconds = None if total is None else (total - (time.monotonic() - began)) / (len(names) - number)
         reports.append(measure_operator(operator, rows, level, BUDGETS[level], seconds=seconds))
         print(text(reports[-1]), flush=True)
+    _write(reports, options)
+
+
+def _read(path: Path) -> list[Report]:
+    try:
+        reports = json.loads(path.read_text())
+        if not isinstance(reports, list):
+            raise TypeError("a list was expected")
+        return [from_json(data) for data in reports]
+    except OSError as error:
+        raise GinghamError(f"--from: cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise GinghamError(f"--from: {path} is not what gingham bench --json writes ({error!r})") from error
+
+
+def _write(reports: list[Report], options: argparse.Namespace) -> None:
     if options.json:
         options.json.write_text(json.dumps([to_json(report) for report in reports], indent=1) + "\n")
     if options.markdown:
         write_between_markers(options.markdown, "\n\n".join(markdown(report) for report in reports))
+    if options.summary:
+        write_between_markers(options.summary, summary(reports))
     if options.plot:
         draw_ratios(reports, options.plot)
 

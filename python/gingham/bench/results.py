@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from gingham.bench.definition import OURS
@@ -133,6 +133,30 @@ class Report:
             for peer, reason in row.failures.items():
                 counts[peer, reason] = counts.get((peer, reason), 0) + 1
         return [(peer, reason, count) for (peer, reason), count in counts.items()]
+
+
+def from_json(data: Mapping[str, Any]) -> Report:
+    """The inverse of `to_json`.
+
+    Raises:
+        KeyError, TypeError: the data is not what `to_json` gives.
+    """
+
+    def of(kind: Any, plain: Mapping[str, Any]) -> Any:
+        return kind(**{f.name: plain[f.name] for f in fields(kind)})
+
+    rows = []
+    for plain in data["rows"]:
+        timings = {peer: Timing(tuple(timing["samples"])) for peer, timing in plain["timings"].items()}
+        rows.append(of(Row, {**plain, "timings": timings, "other": tuple(plain["other"])}))
+    parts = {
+        "rows": rows,
+        "peers": tuple(data["peers"]),
+        "yardsticks": [of(Yardstick, plain) for plain in data["yardsticks"]],
+        "memory": [of(Memory, plain) for plain in data["memory"]],
+    }
+    report: Report = of(Report, {**data, **parts})
+    return report
 
 
 def to_json(report: Report) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from gingham.bench.definition import OURS
+from gingham.bench.definition import OURS, load_operator
 from gingham.bench.results import Report, Row
 from gingham.errors import GinghamError
 
@@ -144,6 +144,36 @@ def markdown(report: Report) -> str:
     return "\n".join(parts)
 
 
+def summary(reports: Sequence[Report]) -> str:
+    """One table for all operators: their headline cases on one thread in the first memory format."""
+    lines = [["operator", "size", "dtype", "pass", OURS, "best peer", "how many times as long", "others"]]
+    for report in reports:
+        operator = load_operator(report.operator)
+        headlines = {case.label for case in operator.cases if case.headline}
+        settings = {(row.layout, row.threads) for row in report.rows if row.case in headlines}
+        chosen = min(settings, key=lambda setting: (setting[1], setting[0] != "contiguous"), default=None)
+        for row in report.rows:
+            if row.case not in headlines or (row.layout, row.threads) != chosen or OURS not in row.timings:
+                continue
+            others = [
+                f"{peer} {ratio_text(row.ratio(peer))}" for peer in row.timings if peer not in (OURS, row.best_peer)
+            ]
+            lines.append(
+                [
+                    f"`{report.operator}`",
+                    row.case,
+                    row.dtype,
+                    row.direction,
+                    seconds_text(row.timings[OURS].median),
+                    row.best_peer or _NOTHING,
+                    ratio_text(row.ratio_to_best),
+                    ", ".join(others) or _NOTHING,
+                ]
+            )
+    machines = sorted({_machine_text(report) for report in reports})
+    return "\n".join([*_markdown_table(lines, words=4), "", *(f"On {machine}." for machine in machines)])
+
+
 def split_at_markers(path: Path) -> tuple[str, str]:
     """What stands before and after the part of a Markdown file that a benchmark fills.
 
@@ -153,9 +183,9 @@ def split_at_markers(path: Path) -> tuple[str, str]:
     try:
         page = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise GinghamError(f"--markdown: cannot read {path}: {error.strerror}") from error
+        raise GinghamError(f"cannot read {path}: {error.strerror}") from error
     if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise GinghamError(f"--markdown: {path} needs one line {BEGIN} and after it one line {END}")
+        raise GinghamError(f"{path} needs one line {BEGIN} and after it one line {END}")
     before, rest = page.split(BEGIN)
     return before, rest.split(END)[1]
 
