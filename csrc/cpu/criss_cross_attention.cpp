@@ -698,15 +698,6 @@ struct Kernel {
   }
 };
 
-#if defined(__AVX512BF16__)
-using BFloat16Unit = BFloat16Pair;
-#else
-using BFloat16Unit = FloatUnit;
-#endif
-template <class E>
-using UnitOf = std::conditional_t<std::is_same_v<E, double>, DoubleUnit,
-                                  std::conditional_t<std::is_same_v<E, BFloat16>, BFloat16Unit, FloatUnit>>;
-
 template <class Function>
 auto with_kernel(gingham::DType dtype, const Function& function) {
   return with_element(dtype, [&](auto element) {

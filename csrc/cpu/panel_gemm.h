@@ -40,7 +40,14 @@ struct BFloat16Pair {
     return (Vector<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
   }
 };
+using BFloat16Unit = BFloat16Pair;
+#else
+using BFloat16Unit = FloatUnit;
 #endif
+// The units that elements of storage type E are packed to.
+template <class E>
+using UnitOf = std::conditional_t<std::is_same_v<E, double>, DoubleUnit,
+                                  std::conditional_t<std::is_same_v<E, BFloat16>, BFloat16Unit, FloatUnit>>;
 
 // The elements number `which` of a vector of units.
 template <class U>

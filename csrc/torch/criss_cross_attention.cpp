@@ -1,7 +1,4 @@
 // torch.ops.gingham.criss_cross_attention and its backward.
-//
-// Each exists twice with the same kernel: the public name carries the autograd formula for torch.compile and
-// torch.export, the name with an underscore carries none and is what the eager fast path calls.
 #include "gingham/criss_cross_attention.h"
 
 #include "run_call.h"
@@ -99,24 +96,16 @@ void backward(StableIValue* stack, uint64_t, uint64_t) {
 }  // namespace
 
 void define_criss_cross_attention(Library& library) {
-  for (const char* prefix : {"", "_"}) {
-    const std::string name = prefix + std::string("criss_cross_attention");
-    library.define(
-        (name + "(Tensor query, Tensor key, Tensor value, float scale, bool allow_tf32=False) -> (Tensor, Tensor)")
-            .c_str());
-    library.define((name +
-                    "_backward(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor output, Tensor lse, "
-                    "float scale, bool allow_tf32=False) -> (Tensor, Tensor, Tensor)")
-                       .c_str());
-  }
+  library.define_with_backward(
+      "criss_cross_attention",
+      "(Tensor query, Tensor key, Tensor value, float scale, bool allow_tf32=False) -> (Tensor, Tensor)",
+      "(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor output, Tensor lse, float scale, "
+      "bool allow_tf32=False) -> (Tensor, Tensor, Tensor)");
 }
 
 void implement_criss_cross_attention(Library& library, bool cuda) {
-  for (const char* prefix : {"", "_"}) {
-    const std::string name = prefix + std::string("criss_cross_attention");
-    library.implement(name.c_str(), cuda ? forward<true> : forward<false>);
-    library.implement((name + "_backward").c_str(), cuda ? backward<true> : backward<false>);
-  }
+  library.implement_with_backward("criss_cross_attention", cuda ? forward<true> : forward<false>,
+                                  cuda ? backward<true> : backward<false>);
 }
 
 }  // namespace gingham::torch_front

@@ -88,6 +88,11 @@ inline DType dtype_of(const Tensor& tensor) {
   throw std::runtime_error("gingham: expected float32, float64, float16 or bfloat16 tensors");
 }
 
+// The dtype in which sums of the tensor's elements are held.
+inline int32_t sum_dtype(const Tensor& tensor) {
+  return tensor.dtype() == aoti_torch_dtype_float64() ? tensor.dtype() : aoti_torch_dtype_float32();
+}
+
 // Checks at the border of an operator; errors begin with its name.
 class Checks {
  public:
@@ -240,9 +245,27 @@ class Library {
     check(aoti_torch_library_init_impl("gingham", key, file, line, &library.handle_), "register kernels");
     return library;
   }
-  void define(const char* schema) { check(aoti_torch_library_def(handle_, schema), "define an operator"); }
-  void implement(const char* name, void (*kernel)(StableIValue*, uint64_t, uint64_t)) {
-    check(torch_library_impl(handle_, name, kernel, kBuildVersion), "register a kernel");
+  using Kernel = void (*)(StableIValue*, uint64_t, uint64_t);
+  void define(const std::string& schema) {
+    check(aoti_torch_library_def(handle_, schema.c_str()), "define an operator");
+  }
+  void implement(const std::string& name, Kernel kernel) {
+    check(torch_library_impl(handle_, name.c_str(), kernel, kBuildVersion), "register a kernel");
+  }
+  // An operator and its backward, each twice with the same kernel: the public name carries the autograd formula for
+  // torch.compile and torch.export, the name with an underscore carries none and is what the eager fast path calls.
+  // A signature is what follows the name in a schema.
+  void define_with_backward(const std::string& name, const char* signature, const char* backward_signature) {
+    for (const char* prefix : {"", "_"}) {
+      define(prefix + name + signature);
+      define(prefix + name + "_backward" + backward_signature);
+    }
+  }
+  void implement_with_backward(const std::string& name, Kernel forward, Kernel backward) {
+    for (const char* prefix : {"", "_"}) {
+      implement(prefix + name, forward);
+      implement(prefix + name + "_backward", backward);
+    }
   }
 
  private:
