@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cmath>
+#include <initializer_list>
 
 #include "gingham/cosine_similarity_map.h"
 #include "simd.h"
@@ -26,6 +27,42 @@ struct Pixels {
   Pixels from(int64_t channel, int64_t pixel) const {
     return {data + channel * channel_stride + pixel * pixel_stride, channel_stride, pixel_stride};
   }
+};
+
+// The pixels of maps of one size as lines that all of them can be read along: one of an image, unless rows lie apart.
+struct Lines {
+  using Maps = std::initializer_list<const gingham::MapView*>;
+
+  int64_t count, length;  // of one image
+  bool channels_last;
+
+  // `features` have the channels and are all in one layout; `others` may be in any.
+  Lines(int64_t rows, int64_t columns, int64_t channels, Maps features, Maps others) : columns_(columns) {
+    const auto all = [](Maps maps, const auto& condition) {
+      for (const gingham::MapView* map : maps) {
+        if (!condition(*map)) return false;
+      }
+      return true;
+    };
+    const bool pixels_adjacent = all(features, [&](const auto& map) { return pixel_stride(map) == 1; });
+    const bool channels_adjacent = all(features, [&](const auto& map) { return map.channel_stride == 1; });
+    channels_last = rows * columns == 1 ? channels_adjacent : !pixels_adjacent && (channels_adjacent || channels <= 1);
+    const auto continues = [&](const auto& map) { return map.row_stride == columns * map.column_stride; };
+    const bool one = rows <= 1 || (columns > 1 ? all(features, continues) && all(others, continues)
+                                               : channels_last || pixels_adjacent);
+    count = one ? 1 : rows, length = one ? rows * columns : columns;
+  }
+
+  template <class E>
+  Pixels<E> line(const gingham::MapView& map, int64_t image, int64_t index) const {
+    E* data = static_cast<E*>(map.data) + image * map.batch_stride + (count > 1 ? index * map.row_stride : 0);
+    return {data, map.channel_stride, length > 1 ? pixel_stride(map) : channels_last ? 0 : 1};
+  }
+
+ private:
+  int64_t columns_;
+
+  int64_t pixel_stride(const gingham::MapView& map) const { return columns_ > 1 ? map.column_stride : map.row_stride; }
 };
 
 // What divides by a norm. All functions take vectors of norms or one norm.
@@ -227,7 +264,8 @@ inline void write_cosines(const Sum* sums, int64_t sums_stride, int64_t count, i
 //   grad_prototypes[k]   = sum_p a[k, p] features[:, p] - j(prototypes[k]) t[k] prototypes[k]
 //   a[k, p] = g[k, p] i(features[:, p]) i(prototypes[k]),  b[p] = j(features[:, p]) sum_k g[k, p] s[k, p],
 //   t[k] = sum_p g[k, p] s[k, p].
-// This writes a [prototype][stride] and b for `count` pixels, to the end of the last vector, and their share of t.
+// This writes a [prototype][a_stride] and b for `count` pixels, with zeros to the end of the last vector, and their
+// share of t.
 template <class E, class Sum>
 inline void gradient_factors(Pixels<const E> grad_output, Pixels<const E> output, const Sum* norms, int64_t count,
                              int64_t prototypes, const Sum* inverse_norms, const NormRule<Sum>& rule, Sum* a,
@@ -239,13 +277,13 @@ inline void gradient_factors(Pixels<const E> grad_output, Pixels<const E> output
       const Vector<Sum> gradient = load_pixels(grad_output, k, at, count - at);
       const Vector<Sum> product = gradient * load_pixels(output, k, at, count - at);
       total += product;
-      // Beyond `count` all are zero: a norm of zero has an inverse that may be infinite.
-      const Vector<Sum> factor = gradient * rule.inverse(norm) * inverse_norms[k];
-      store(a + k * a_stride + at, gradient == 0 ? gradient : factor);
+      store(a + k * a_stride + at, gradient * rule.inverse(norm) * inverse_norms[k]);
       const Vector<Sum> before = k ? load(b + at) : Vector<Sum>{};
       store(b + at, before + product);
     }
     t[k] = sum_of_lanes(total);
+    // A norm that is not there may have an infinite inverse.
+    for (int64_t at = count; at < round_up(count, kLanes<Sum>); ++at) a[k * a_stride + at] = 0;
   }
   for (int64_t at = 0; at < count; at += kLanes<Sum>) {
     const Vector<Sum> norm = load_part(norms + at, smaller(kLanes<Sum>, count - at));

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "gingham/cosine_similarity_map.h"
 #include "gingham/criss_cross_attention.h"
 
 namespace gingham::cpu {
@@ -104,6 +105,8 @@ std::vector<std::string> available_isas() {
     kEach[int(isa())](call, threads, workspace, parallel_for);                                                   \
   }
 
+GINGHAM_DISPATCH(CosineSimilarityMapForward)
+GINGHAM_DISPATCH(CosineSimilarityMapBackward)
 GINGHAM_DISPATCH(CrissCrossForward)
 GINGHAM_DISPATCH(CrissCrossBackward)
 

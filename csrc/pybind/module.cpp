@@ -10,5 +10,6 @@ PYBIND11_MODULE(_native, m) {
   m.attr("cuda_architectures") = GINGHAM_CUDA_ARCHITECTURES;
   m.def("instruction_set", [] { return gingham::cpu::isa_name(gingham::cpu::isa()); });
   m.def("available_instruction_sets", &gingham::cpu::available_isas);
+  gingham::python::bind_cosine_similarity_map(m);
   gingham::python::bind_criss_cross_attention(m);
 }

@@ -6,13 +6,16 @@ namespace {
 
 const bool kRegistered = [] {
   Library definitions = Library::definitions(__FILE_NAME__, __LINE__);
+  define_cosine_similarity_map(definitions);
   define_criss_cross_attention(definitions);
 
   Library cpu = Library::kernels("CPU", __FILE_NAME__, __LINE__);
+  implement_cosine_similarity_map(cpu, false);
   implement_criss_cross_attention(cpu, false);
 
 #if defined(GINGHAM_CUDA)
   Library cuda = Library::kernels("CUDA", __FILE_NAME__, __LINE__);
+  implement_cosine_similarity_map(cuda, true);
   implement_criss_cross_attention(cuda, true);
 #endif
   return true;

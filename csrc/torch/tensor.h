@@ -273,6 +273,8 @@ class Library {
 };
 
 // Each operator's file says what it registers; library.cpp calls them in order.
+void define_cosine_similarity_map(Library& library);
+void implement_cosine_similarity_map(Library& library, bool cuda);
 void define_criss_cross_attention(Library& library);
 void implement_criss_cross_attention(Library& library, bool cuda);
 

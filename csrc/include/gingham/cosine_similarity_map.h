@@ -58,22 +58,7 @@ struct CosineSimilarityMapBackward {
   PrototypeView grad_prototypes;
 };
 
-namespace cpu {
-// Bytes of scratch memory that a call needs when parallel_for runs on at most `threads` threads.
-GINGHAM_API size_t workspace_size(const CosineSimilarityMapForward& call, int threads);
-GINGHAM_API size_t workspace_size(const CosineSimilarityMapBackward& call, int threads);
-// workspace: at least workspace_size bytes, aligned to 64. Results do not depend on `threads`.
-GINGHAM_API void run(const CosineSimilarityMapForward& call, int threads, void* workspace, ParallelFor parallel_for);
-GINGHAM_API void run(const CosineSimilarityMapBackward& call, int threads, void* workspace, ParallelFor parallel_for);
-}  // namespace cpu
-
-namespace cuda {
-GINGHAM_API size_t workspace_size(const CosineSimilarityMapForward& call);
-GINGHAM_API size_t workspace_size(const CosineSimilarityMapBackward& call);
-// All pointers are device pointers of the current device; the work is queued on `stream` (a cudaStream_t). Throws
-// std::runtime_error when a launch fails.
-GINGHAM_API void run(const CosineSimilarityMapForward& call, void* workspace, void* stream);
-GINGHAM_API void run(const CosineSimilarityMapBackward& call, void* workspace, void* stream);
-}  // namespace cuda
+GINGHAM_DECLARE_CALL(CosineSimilarityMapForward)
+GINGHAM_DECLARE_CALL(CosineSimilarityMapBackward)
 
 }  // namespace gingham

@@ -1,5 +1,6 @@
 """The operators as functions on tensors: `torch.ops.gingham` with checks, autograd, autocast and vmap."""
 
+from gingham.ops.cosine_similarity_map import cosine_similarity_map
 from gingham.ops.criss_cross_attention import criss_cross_attention
 
-__all__ = ["criss_cross_attention"]
+__all__ = ["cosine_similarity_map", "criss_cross_attention"]
