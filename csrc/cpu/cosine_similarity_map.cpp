@@ -57,7 +57,7 @@ struct Blocks {
   int64_t size(int64_t block) const { return (block == count - 1 ? length : begin(block + 1)) - begin(block); }
 };
 
-constexpr int64_t kPanelPixels = 64, kPanelChannels = 64, kChannelsAtOnce = 256;
+constexpr int64_t kPanelPixels = 128, kPanelChannels = 64, kChannelsAtOnce = 128;
 
 // Work by the cut of one axis of each line: (image, line, block).
 struct Place {
