@@ -12,6 +12,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 #include <type_traits>
 
 #include "elements.cuh"
@@ -34,9 +35,7 @@ struct PixelMap {
     const int64_t y = pixel / columns;
     return y * row + (pixel - y * columns) * column;
   }
-  __device__ T* at(int64_t i, int64_t c, int64_t pixel) const {
-    return data + i * image + c * channel + offset(pixel);
-  }
+  __device__ T* at(int64_t i, int64_t c, int64_t pixel) const { return data + i * image + c * channel + offset(pixel); }
 };
 
 template <class T>
