@@ -4,6 +4,7 @@ NumPy arrays are computed on `threads` CPU threads (all cores unless the environ
 or the argument says otherwise), CuPy arrays on their own device, on the stream that is CuPy's current one there.
 """
 
+from gingham.array.cosine_similarity_map import cosine_similarity_map
 from gingham.array.criss_cross_attention import criss_cross_attention
 
-__all__ = ["criss_cross_attention"]
+__all__ = ["cosine_similarity_map", "criss_cross_attention"]

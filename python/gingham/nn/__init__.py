@@ -4,6 +4,7 @@
 (both in the extra ``train``), so they are imported by name.
 """
 
+from gingham.nn.cosine_similarity_map import CosineSimilarityMap
 from gingham.nn.criss_cross_attention import (
     CrissCrossAttention,
     CrissCrossAttention3d,
@@ -12,6 +13,7 @@ from gingham.nn.criss_cross_attention import (
 )
 
 __all__ = [
+    "CosineSimilarityMap",
     "CrissCrossAttention",
     "CrissCrossAttention3d",
     "RecurrentCrissCrossAttention",

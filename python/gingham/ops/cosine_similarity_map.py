@@ -73,8 +73,7 @@ def cosine_similarity_map(
             features, prototypes = promote((features, prototypes))
         if is_compiling:
             _check(features, prototypes, eps, torch_compat)
-        result: Tensor = _operator(features, prototypes, eps, torch_compat)
-        return result
+        return _call(features, prototypes, eps, torch_compat)
     except (RuntimeError, TypeError, AttributeError):
         _check(features, prototypes, eps, torch_compat)  # says what is wrong with the arguments, if that is the reason
         raise
@@ -134,7 +133,7 @@ def _definition(features: Tensor, prototypes: Tensor, eps: float, torch_compat: 
     return reference.cosine_similarity_map(features, prototypes, eps=eps, torch_compat=torch_compat)
 
 
-_operator = Registered(
+_call = Registered(
     "cosine_similarity_map",
     tensors=2,
     differentiable=(0, 1),
@@ -143,4 +142,4 @@ _operator = Registered(
     fake_backward=_fake_backward,
     outputs=3,
     autocast=promote,
-)
+).call
