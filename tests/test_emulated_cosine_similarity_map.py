@@ -1,4 +1,4 @@
-"""The CUDA kernels of cosine_similarity_map without a GPU (see oracles/cuda_emulation.py), against the written-out form."""
+"""The CUDA kernels of cosine_similarity_map without a GPU (see oracles/cuda_emulation.py)."""
 
 from __future__ import annotations
 

@@ -111,10 +111,6 @@ inline void with_few(int64_t prototypes, const Function& function) {
   }
 }
 
-template <class Map>
-inline Contiguous contiguous_axis(const Map& pixels) {
-  return pixels.pixel_stride == 1 ? Contiguous::position : Contiguous::channel;
-}
 // Panels [channel][pixel], and [pixel][channel].
 template <class E>
 inline LineView<E> by_channel(const Pixels<E>& pixels) {
@@ -133,10 +129,6 @@ inline void prefetch_block(Prefetcher& prefetcher, const Pixels<E>& pixels, int6
     prefetcher.add(pixels.data, count, 1, pixels.pixel_stride * kSize, 0, channels * kSize);
   }
 }
-inline Contiguous exchanged(Contiguous contiguous) {
-  return contiguous == Contiguous::position ? Contiguous::channel : Contiguous::position;
-}
-
 // ---------------------------------------------------------------------------------------------- both directions
 
 template <class E>
@@ -264,7 +256,7 @@ struct Forward : Common<E> {
 
   void many(const Pixels<const E>& features, int64_t image, int64_t count, const Scratch& memory) const {
     [[maybe_unused]] const std::conditional_t<U::kTiles, TileScope, int> tiles{};
-    const Contiguous contiguous = contiguous_axis(features);
+    const Contiguous contiguous = lines.channels_last ? Contiguous::channel : Contiguous::position;
     const int64_t panel_row = panel_stride<U, PairAxis::channel>(count);
     Sum* squares = memory.sums;
     std::memset(squares, 0, size_t(memory.stride) * sizeof(Sum));
@@ -394,12 +386,12 @@ struct Backward : Common<E> {
   int64_t paired_size() const { return sum_rows * step() / 2; }
 
   struct Scratch {
-    Sum* maps = nullptr;  // grad_output and output, [2][prototype][step]
-    Sum* factors = nullptr;  // a of pairs, [prototype + 1][step]
-    Unit* right = nullptr;  // prototypes [prototype][channel]
-    Unit* panel = nullptr;  // features [pixel][channel]
+    Sum* maps = nullptr;       // grad_output and output, [2][prototype][step]
+    Sum* factors = nullptr;    // a of pairs, [prototype + 1][step]
+    Unit* right = nullptr;     // prototypes [prototype][channel]
+    Unit* panel = nullptr;     // features [pixel][channel]
     Sum* gradients = nullptr;  // their gradient
-    Unit* product = nullptr;  // for multiply
+    Unit* product = nullptr;   // for multiply
     size_t size;
 
     Scratch(const Backward& backward, void* base) {
@@ -444,7 +436,8 @@ struct Backward : Common<E> {
       return gradient_factors(grad_output, output, norms, count, prototypes, inverse_norms, rule, a, step(), b, t);
     }
     if (count < step()) std::memset(a, 0, size_t(prototypes * step()) * sizeof(Sum));
-    if (output.pixel_stride == 1 && grad_output.pixel_stride == 1) {
+    const bool pixels_adjacent = output.pixel_stride == 1 && grad_output.pixel_stride == 1;
+    if (pixels_adjacent || output.channel_stride != 1 || grad_output.channel_stride != 1) {
       gradient_factors(grad_output, output, norms, count, prototypes, inverse_norms, rule, a, step(), b, t);
     } else {
       const int64_t row = panel_stride<Plain, PairAxis::channel>(count), size = prototypes * step();
@@ -515,7 +508,8 @@ struct Backward : Common<E> {
       const auto gradient = lines.template line<E>(call.grad_features, first + image, line).from(channel, at);
       const int64_t index = image * pixel_blocks + i;
       const int64_t pixel_steps = panel_rows<U, PairAxis::channel>(count);
-      const Contiguous contiguous = exchanged(contiguous_axis(features));
+      const Contiguous contiguous =
+          lines.channels_last ? Contiguous::position : Contiguous::channel;  // of a pixel's row
       pack<U, PairAxis::channel>(memory.panel, by_pixel(features), count, 1, taken, contiguous);
       const Sum* b = own + index * step();
       for (int64_t p = 0; p < count; ++p) {

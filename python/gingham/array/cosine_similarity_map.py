@@ -77,9 +77,7 @@ def cosine_similarity_map(
         return _run(module, features, prototypes, threshold, torch_compat, out, count)
 
 
-def _run(
-    module: Any, features: Any, prototypes: Any, eps: float, torch_compat: bool, out: Any, threads: int
-) -> Any:
+def _run(module: Any, features: Any, prototypes: Any, eps: float, torch_compat: bool, out: Any, threads: int) -> Any:
     batch, channels, height, width = features.shape
     shape = batch, channels, prototypes.shape[1], height, width
     channels_last = is_channels_last(features)

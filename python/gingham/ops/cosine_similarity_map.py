@@ -84,8 +84,12 @@ def _check(features: Tensor, prototypes: Tensor, eps: float, torch_compat: bool)
     check_tensor("cosine_similarity_map", "prototypes", prototypes)
     if not isinstance(eps, (numbers.Real, torch.SymFloat)):
         raise TypeError(f"cosine_similarity_map: eps must be a number, got {describe(eps)}")
-    if not 0 <= eps < math.inf or float(eps) == math.inf:
-        raise ValueError(f"cosine_similarity_map: eps must be finite and not negative, got {eps}")
+    try:
+        threshold = eps if isinstance(eps, torch.SymFloat) else float(eps)
+    except OverflowError:
+        raise ValueError("cosine_similarity_map: eps must be in the range of float64, got a number beyond") from None
+    if not 0 <= threshold < math.inf:
+        raise ValueError(f"cosine_similarity_map: eps must be finite and not negative, got {threshold}")
     if not isinstance(torch_compat, bool):
         raise TypeError(f"cosine_similarity_map: torch_compat must be a bool, got {describe(torch_compat)}")
     if features.dim() != 4:

@@ -31,9 +31,10 @@ def cosine_similarity_map(
         vectors = vectors.to(dtype)
         norms = vectors.norm(dim=axis, keepdim=True)
         if torch_compat:
-            # Gradients take the norm for what it was.
-            return vectors / (norms + (norms.clamp_min(eps) - norms).detach())
-        return vectors / norms.masked_fill(norms <= eps, torch.inf)
+            return vectors / (norms + (norms.clamp_min(eps) - norms).detach())  # its gradient is that of the norm
+        nothing = norms <= eps
+        others = vectors.masked_fill(nothing, 1.0)  # whose norms can be differentiated, and again
+        return (others / others.norm(dim=axis, keepdim=True)).masked_fill(nothing, 0.0)
 
     cosines = torch.einsum("bchw,bpc->bphw", directions(features, 1), directions(prototypes, 2))
     return cosines.to(features.dtype)
