@@ -345,7 +345,7 @@ def test_command_writes_what_it_is_asked_for(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["no_such"], "operator: expected some of criss_cross_attention; got 'no_such'"),
+        (["no_such"], f"operator: expected some of {', '.join(OPERATORS)}; got 'no_such'"),
         (["--dtype", "int8"], "--dtype: expected some of float32, bfloat16, float16, float64; got 'int8'"),
         (["--threads", "0"], "--threads: expected counts from 1 to"),
         (["--layout", "diagonal"], "--layout: expected some of contiguous, channels_last; got 'diagonal'"),

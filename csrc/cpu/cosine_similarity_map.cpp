@@ -30,15 +30,6 @@ using gingham::CosineSimilarityMapForward;
 using gingham::CosineSimilarityMapShape;
 using gingham::ParallelFor;
 
-#if defined(__AVX512BF16__)
-using BFloat16Unit = BFloat16Pair;
-#else
-using BFloat16Unit = FloatUnit;
-#endif
-template <class E>
-using UnitOf = std::conditional_t<std::is_same_v<E, double>, DoubleUnit,
-                                  std::conditional_t<std::is_same_v<E, BFloat16>, BFloat16Unit, FloatUnit> >;
-
 // ---------------------------------------------------------------------------------------------- how a call is cut
 
 constexpr int64_t kFewPrototypes = 8;

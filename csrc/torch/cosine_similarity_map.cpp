@@ -1,5 +1,4 @@
-// torch.ops.gingham.cosine_similarity_map and its backward, each with and without an autograd formula (see
-// criss_cross_attention.cpp).
+// torch.ops.gingham.cosine_similarity_map and its backward.
 #include "gingham/cosine_similarity_map.h"
 
 #include <cmath>
@@ -37,10 +36,6 @@ PrototypeView read_prototypes(const Tensor& prototypes, Tensor& copy) {
   const bool adjacent = prototypes.stride(2) == 1 || prototypes.size(2) <= 1;
   const Tensor& vectors = adjacent ? prototypes : contiguous(prototypes, copy);
   return view_of_prototypes(vectors, const_cast<void*>(vectors.data()));
-}
-
-int32_t sum_dtype(const Tensor& features) {
-  return features.dtype() == aoti_torch_dtype_float64() ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
 }
 
 template <bool cuda>
@@ -106,25 +101,16 @@ void backward(StableIValue* stack, uint64_t, uint64_t) {
 }  // namespace
 
 void define_cosine_similarity_map(Library& library) {
-  for (const char* prefix : {"", "_"}) {
-    const std::string name = prefix + std::string("cosine_similarity_map");
-    library.define((name +
-                    "(Tensor features, Tensor prototypes, float eps, bool torch_compat=False) -> (Tensor, Tensor, "
-                    "Tensor)")
-                       .c_str());
-    library.define((name +
-                    "_backward(Tensor grad_output, Tensor features, Tensor prototypes, Tensor output, Tensor "
-                    "feature_norms, Tensor prototype_norms, float eps, bool torch_compat=False) -> (Tensor, Tensor)")
-                       .c_str());
-  }
+  library.define_with_backward(
+      "cosine_similarity_map",
+      "(Tensor features, Tensor prototypes, float eps, bool torch_compat=False) -> (Tensor, Tensor, Tensor)",
+      "(Tensor grad_output, Tensor features, Tensor prototypes, Tensor output, Tensor feature_norms, "
+      "Tensor prototype_norms, float eps, bool torch_compat=False) -> (Tensor, Tensor)");
 }
 
 void implement_cosine_similarity_map(Library& library, bool cuda) {
-  for (const char* prefix : {"", "_"}) {
-    const std::string name = prefix + std::string("cosine_similarity_map");
-    library.implement(name.c_str(), cuda ? forward<true> : forward<false>);
-    library.implement((name + "_backward").c_str(), cuda ? backward<true> : backward<false>);
-  }
+  library.implement_with_backward("cosine_similarity_map", cuda ? forward<true> : forward<false>,
+                                  cuda ? backward<true> : backward<false>);
 }
 
 }  // namespace gingham::torch_front

@@ -1,10 +1,7 @@
-// The bfloat16 kernels on emulated tiles, for ctypes. Scratch memory is full of not-a-number and guarded at its end;
-// each function returns whether the guard is whole.
-#include <algorithm>
-#include <cstring>
-#include <vector>
-
+// The bfloat16 kernels of criss-cross attention on emulated tiles.
 #include "gingham/criss_cross_attention.h"
+
+#include "c_interface.h"
 
 namespace gingham::cpu::amx {
 size_t workspace_size(const CrissCrossForward&, int);
@@ -15,27 +12,7 @@ void run(const CrissCrossBackward&, int, void*, ParallelFor);
 
 namespace {
 
-struct Map {
-  void* data;
-  int64_t strides[5];  // of [batch, channel, frame, row, column], in elements
-};
-
-gingham::MapView view_of(const Map& map) {
-  const int64_t* s = map.strides;
-  return {map.data, s[0], s[1], s[2], s[3], s[4]};
-}
 gingham::CrissCrossShape shape_of(const int64_t* s) { return {s[0], s[1], s[2], s[3], s[4], s[5]}; }
-
-void one_after_the_other(int64_t count, int64_t, gingham::RangeFn fn, void* context) { fn(0, count, context); }
-
-template <class Run>
-bool with_scratch(size_t size, Run run) {
-  constexpr size_t kGuard = 4096;
-  std::vector<unsigned char> memory(size + kGuard + 64, 0xff);
-  auto* begin = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64);
-  run(begin);
-  return std::all_of(begin + size, memory.data() + memory.size(), [](unsigned char byte) { return byte == 0xff; });
-}
 
 }  // namespace
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-OPERATORS = ("criss_cross_attention",)
+OPERATORS = ("cosine_similarity_map", "criss_cross_attention")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Example:
         >>> from gingham.bench import main
         >>> main(["--list"])
+        cosine_similarity_map
         criss_cross_attention
         0
     """

@@ -21,6 +21,7 @@ class CosineSimilarityMap(nn.Module):
     Source: SG-One, section III-B (https://arxiv.org/abs/1810.09091).
 
     Example:
+        >>> import torch
         >>> similarity = CosineSimilarityMap()
         >>> similarity(torch.randn(2, 64, 5, 7), torch.randn(2, 3, 64)).shape
         torch.Size([2, 3, 5, 7])
