@@ -201,7 +201,7 @@ class Rerank {
   Sum* output_row(int64_t query) const { return static_cast<Sum*>(call_.output) + query * call_.shape.gallery; }
 
   // Distances of a tile that the result needs.
-  void keep_distances(int64_t row, int64_t row_end, int64_t column, int64_t column_end, const Sum* distances,
+  GINGHAM_STEP void keep_distances(int64_t row, int64_t row_end, int64_t column, int64_t column_end, const Sum* distances,
                       int64_t stride) const {
     const int64_t first = larger(column, items_.queries);
     if (first >= column_end) return;
@@ -212,7 +212,7 @@ class Rerank {
   }
 
   // places[i][n] is where i stands among the nearest of its n-th neighbour, from 1 on.
-  void find_places(int64_t i) const {
+  GINGHAM_STEP void find_places(int64_t i) const {
     for (int64_t n = 0; n < k1_; ++n) {
       const Neighbour<Sum>* list = nearest_.list(nearest_.list(i)[n].item);
       int32_t place = kNowhere;
@@ -232,7 +232,7 @@ class Rerank {
   }
 
   // The set R*(i) and its weights.
-  void weigh_set(int64_t i, const Scratch<Sum>& scratch) const {
+  GINGHAM_STEP void weigh_set(int64_t i, const Scratch<Sum>& scratch) const {
     enum : uint8_t { kNear = 1, kAdded = 2 };
     Weight<Sum>* set = weights_ + i * capacity_;
     int64_t size = 0, missing = 0;
@@ -287,7 +287,7 @@ class Rerank {
   }
 
   // Writes V'[i] to `to` and returns how many weights it has.
-  int32_t average(int64_t i, Sum* sums, Weight<Sum>* to) const {
+  GINGHAM_STEP int32_t average(int64_t i, Sum* sums, Weight<Sum>* to) const {
     int32_t size = 0;
     for (int64_t n = 0; n < k2_; ++n) {
       const int64_t j = n == 0 ? i : nearest_.list(i)[n - 1].item;
@@ -306,7 +306,7 @@ class Rerank {
   }
 
   // The output of queries [first + begin, first + end) for the slice of the gallery that begins there.
-  void compare(int64_t first, int64_t begin, int64_t end, int64_t slice, const Scratch<Sum>& scratch) const {
+  GINGHAM_STEP void compare(int64_t first, int64_t begin, int64_t end, int64_t slice, const Scratch<Sum>& scratch) const {
     const int64_t items = smaller(slice_, call_.shape.gallery - slice);
     std::memset(scratch.starts, 0, size_t(count_ + 1) * sizeof(int32_t));
     for (int64_t g = 0; g < items; ++g) {

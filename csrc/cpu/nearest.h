@@ -37,6 +37,15 @@ struct Items {
   const E* row(int64_t index) const {
     return index < queries ? query + index * query_stride : gallery + (index - queries) * gallery_stride;
   }
+  // Channels [first, first + steps) of the items [begin, end).
+  void prefetch(Prefetcher& prefetcher, int64_t begin, int64_t end, int64_t first, int64_t steps) const {
+    const int64_t border = larger(begin, smaller(end, queries)), bytes = steps * int64_t(sizeof(E));
+    const auto add = [&](int64_t from, int64_t to, int64_t stride) {
+      if (from < to) prefetcher.add(row(from) + first, to - from, 1, stride * int64_t(sizeof(E)), 0, bytes);
+    };
+    add(begin, border, query_stride);
+    add(border, end, gallery_stride);
+  }
   // Channels k, k + 1, ... of a row; zeros beyond the last.
   Vector<Sum> features(const E* row, int64_t k) const {
     const int64_t left = channels - k;
@@ -109,7 +118,7 @@ constexpr int64_t kStripeItems = kMostVectors * kLanes<Sum>;  // columns of a re
 
 // Left panel [row][kDepth] of channels [first, first + steps).
 template <class E>
-inline void pack_rows(const Items<E>& items, int64_t begin, int64_t end, int64_t first, int64_t steps,
+GINGHAM_STEP void pack_rows(const Items<E>& items, int64_t begin, int64_t end, int64_t first, int64_t steps,
                       Accumulator<E>* panel) {
   constexpr int kN = kLanes<Accumulator<E> >;
   for (int64_t i = begin; i < end; ++i, panel += kDepth) {
@@ -120,7 +129,7 @@ inline void pack_rows(const Items<E>& items, int64_t begin, int64_t end, int64_t
 
 // Right panel [channel][stride] of the items item_of(0), ..., item_of(count - 1); zeros up to a whole vector.
 template <class E, class ItemOf>
-inline void pack_columns(const Items<E>& items, int64_t count, const ItemOf& item_of, int64_t first, int64_t steps,
+GINGHAM_STEP void pack_columns(const Items<E>& items, int64_t count, const ItemOf& item_of, int64_t first, int64_t steps,
                          Accumulator<E>* panel, int64_t stride) {
   using Sum = Accumulator<E>;
   constexpr int kN = kLanes<Sum>;
@@ -144,7 +153,7 @@ inline void pack_columns(const Items<E>& items, int64_t count, const ItemOf& ite
 
 // Squares of up to a stripe of items from `begin` on, summed as products are.
 template <class E>
-inline void square_items(const Items<E>& items, int64_t begin, int64_t count, Accumulator<E>* panel,
+GINGHAM_STEP void square_items(const Items<E>& items, int64_t begin, int64_t count, Accumulator<E>* panel,
                          Accumulator<E>* squares) {
   using Sum = Accumulator<E>;
   constexpr int kN = kLanes<Sum>;
@@ -200,17 +209,21 @@ inline void sort_heap(Neighbour<Sum>* heap, int64_t size) {
   }
 }
 
-inline bool any_lane(Vector<int32_t> mask) {
+// A bit for every lane that is not zero; lanes are zero or all ones.
+template <class T>
+inline uint32_t lane_bits(Vector<T> mask) {
 #if defined(__AVX512F__)
-  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+  if constexpr (sizeof(T) == 8) return _mm512_test_epi64_mask((__m512i)mask, (__m512i)mask);
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask);
 #elif defined(__AVX2__)
-  return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+  if constexpr (sizeof(T) == 8) return uint32_t(_mm256_movemask_pd((__m256d)mask));
+  return uint32_t(_mm256_movemask_ps((__m256)mask));
 #else
-  const Vector<int64_t> halves = (Vector<int64_t>)mask;
-  return (halves[0] | halves[1]) != 0;
+  uint32_t bits = 0;
+  for (int lane = 0; lane < kLanes<T>; ++lane) bits |= uint32_t(mask[lane] & 1) << lane;
+  return bits;
 #endif
 }
-inline bool any_lane(Vector<int64_t> mask) { return any_lane((Vector<int32_t>)mask); }
 
 // What is known of every item. The squares of the items that pad the arrays are NaN: never below a threshold.
 template <class Sum>
@@ -242,7 +255,7 @@ struct Nearest {
 // From products to distances, in place, of the items [row, row_end) and [column, column_end), which are the same items
 // where the tile is on the diagonal. It then has both halves and offers to its rows only.
 template <class Sum>
-inline void scan_tile(const Nearest<Sum>& nearest, Sum* products, int64_t stride, int64_t row, int64_t row_end,
+GINGHAM_STEP void scan_tile(const Nearest<Sum>& nearest, Sum* products, int64_t stride, int64_t row, int64_t row_end,
                       int64_t column, int64_t column_end, bool on_diagonal) {
   constexpr int kN = kLanes<Sum>;
   constexpr Sum kNone = std::numeric_limits<Sum>::quiet_NaN();
@@ -256,15 +269,16 @@ inline void scan_tile(const Nearest<Sum>& nearest, Sum* products, int64_t stride
       distance = distance < 0 ? Vector<Sum>{} : distance;
       store(at, distance);
       most = distance > most ? distance : most;
-      auto below = distance <= threshold;
+      Integers<Sum> below = distance <= threshold;
       if (!on_diagonal) {
         const Vector<Sum> furthest = load(nearest.furthest + j);
         store(nearest.furthest + j, distance > furthest ? distance : furthest);
         below |= distance <= load(nearest.thresholds + j);
       }
-      if (__builtin_expect(!any_lane(below), 1)) continue;
-      for (int lane = 0; lane < kN; ++lane) {
-        if (!below[lane]) continue;
+      uint32_t lanes = lane_bits<typename IntegerOf<Sum>::type>(below);
+      if (__builtin_expect(lanes == 0, 1)) continue;
+      for (; lanes; lanes &= lanes - 1) {
+        const int lane = __builtin_ctz(lanes);
         nearest.offer(i, {at[lane], int32_t(j + lane)});
         if (!on_diagonal) nearest.offer(j + lane, {at[lane], int32_t(i)});
       }
@@ -332,14 +346,17 @@ inline void multiply_tile(const Items<E>& items, int64_t row, int64_t row_end, i
                           const TileScratch<Accumulator<E> >& scratch) {
   using Sum = Accumulator<E>;
   constexpr int64_t kWidth = kStripeItems<Sum>;
-  Prefetcher nothing;
+  const int64_t products = (columns + kWidth - 1) / kWidth;
   for (int64_t first = 0; first < items.channels; first += kDepth) {
-    const int64_t steps = smaller(kDepth, items.channels - first);
+    const int64_t steps = smaller(kDepth, items.channels - first), next = first + steps;
     pack_rows(items, row, row_end, first, steps, scratch.rows);
+    Prefetcher prefetcher;
+    items.prefetch(prefetcher, row, row_end, next, smaller(kDepth, items.channels - next));
+    prefetcher.spread(products * Stripes<SumUnit<E> >(kWidth).prefetches(row_end - row, steps));
     for (int64_t n = 0; n < columns; n += kWidth) {
       multiply<SumUnit<E> >(row_end - row, kWidth, steps, {scratch.rows, kDepth, 1},
                             scratch.columns + n * items.channels + first * kWidth, kWidth, nullptr, 0,
-                            scratch.products + n, stride, first > 0, nullptr, nothing);
+                            scratch.products + n, stride, first > 0, nullptr, prefetcher);
     }
   }
 }
@@ -375,7 +392,7 @@ inline void find_nearest_in(const Items<E>& items, const Strips& strips, int64_t
 
 // Distances from one item to up to a stripe of others, as tiles have them.
 template <class E>
-inline void find_distances(const Items<E>& items, const Nearest<Accumulator<E> >& nearest, int64_t item,
+GINGHAM_STEP void find_distances(const Items<E>& items, const Nearest<Accumulator<E> >& nearest, int64_t item,
                            const int32_t* others, int64_t count, const TileScratch<Accumulator<E> >& scratch,
                            Accumulator<E>* distances) {
   using Sum = Accumulator<E>;
