@@ -201,8 +201,8 @@ class Rerank {
   Sum* output_row(int64_t query) const { return static_cast<Sum*>(call_.output) + query * call_.shape.gallery; }
 
   // Distances of a tile that the result needs.
-  GINGHAM_STEP void keep_distances(int64_t row, int64_t row_end, int64_t column, int64_t column_end, const Sum* distances,
-                      int64_t stride) const {
+  GINGHAM_STEP void keep_distances(int64_t row, int64_t row_end, int64_t column, int64_t column_end,
+                                   const Sum* distances, int64_t stride) const {
     const int64_t first = larger(column, items_.queries);
     if (first >= column_end) return;
     for (int64_t i = row; i < smaller(row_end, items_.queries); ++i) {
@@ -306,7 +306,8 @@ class Rerank {
   }
 
   // The output of queries [first + begin, first + end) for the slice of the gallery that begins there.
-  GINGHAM_STEP void compare(int64_t first, int64_t begin, int64_t end, int64_t slice, const Scratch<Sum>& scratch) const {
+  GINGHAM_STEP void compare(int64_t first, int64_t begin, int64_t end, int64_t slice,
+                            const Scratch<Sum>& scratch) const {
     const int64_t items = smaller(slice_, call_.shape.gallery - slice);
     std::memset(scratch.starts, 0, size_t(count_ + 1) * sizeof(int32_t));
     for (int64_t g = 0; g < items; ++g) {

@@ -119,7 +119,7 @@ constexpr int64_t kStripeItems = kMostVectors * kLanes<Sum>;  // columns of a re
 // Left panel [row][kDepth] of channels [first, first + steps).
 template <class E>
 GINGHAM_STEP void pack_rows(const Items<E>& items, int64_t begin, int64_t end, int64_t first, int64_t steps,
-                      Accumulator<E>* panel) {
+                            Accumulator<E>* panel) {
   constexpr int kN = kLanes<Accumulator<E> >;
   for (int64_t i = begin; i < end; ++i, panel += kDepth) {
     const E* row = items.row(i);
@@ -129,8 +129,8 @@ GINGHAM_STEP void pack_rows(const Items<E>& items, int64_t begin, int64_t end, i
 
 // Right panel [channel][stride] of the items item_of(0), ..., item_of(count - 1); zeros up to a whole vector.
 template <class E, class ItemOf>
-GINGHAM_STEP void pack_columns(const Items<E>& items, int64_t count, const ItemOf& item_of, int64_t first, int64_t steps,
-                         Accumulator<E>* panel, int64_t stride) {
+GINGHAM_STEP void pack_columns(const Items<E>& items, int64_t count, const ItemOf& item_of, int64_t first,
+                               int64_t steps, Accumulator<E>* panel, int64_t stride) {
   using Sum = Accumulator<E>;
   constexpr int kN = kLanes<Sum>;
   for (int64_t n = 0; n < count; n += kN) {
@@ -154,7 +154,7 @@ GINGHAM_STEP void pack_columns(const Items<E>& items, int64_t count, const ItemO
 // Squares of up to a stripe of items from `begin` on, summed as products are.
 template <class E>
 GINGHAM_STEP void square_items(const Items<E>& items, int64_t begin, int64_t count, Accumulator<E>* panel,
-                         Accumulator<E>* squares) {
+                               Accumulator<E>* squares) {
   using Sum = Accumulator<E>;
   constexpr int kN = kLanes<Sum>;
   constexpr int64_t kStride = kStripeItems<Sum>;
@@ -256,7 +256,7 @@ struct Nearest {
 // where the tile is on the diagonal. It then has both halves and offers to its rows only.
 template <class Sum>
 GINGHAM_STEP void scan_tile(const Nearest<Sum>& nearest, Sum* products, int64_t stride, int64_t row, int64_t row_end,
-                      int64_t column, int64_t column_end, bool on_diagonal) {
+                            int64_t column, int64_t column_end, bool on_diagonal) {
   constexpr int kN = kLanes<Sum>;
   constexpr Sum kNone = std::numeric_limits<Sum>::quiet_NaN();
   for (int64_t i = row; i < row_end; ++i, products += stride) {
@@ -393,8 +393,8 @@ inline void find_nearest_in(const Items<E>& items, const Strips& strips, int64_t
 // Distances from one item to up to a stripe of others, as tiles have them.
 template <class E>
 GINGHAM_STEP void find_distances(const Items<E>& items, const Nearest<Accumulator<E> >& nearest, int64_t item,
-                           const int32_t* others, int64_t count, const TileScratch<Accumulator<E> >& scratch,
-                           Accumulator<E>* distances) {
+                                 const int32_t* others, int64_t count, const TileScratch<Accumulator<E> >& scratch,
+                                 Accumulator<E>* distances) {
   using Sum = Accumulator<E>;
   const int64_t padded = round_up(count, kLanes<Sum>);
   Prefetcher nothing;

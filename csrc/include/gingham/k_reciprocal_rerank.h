@@ -42,12 +42,8 @@ struct KReciprocalRerankForward {
   NotFinite* not_finite = nullptr;  // written: which features have a NaN or an infinity; then output is not written
 };
 
-namespace cpu {
-// Bytes of scratch memory that a call needs when parallel_for runs on at most `threads` threads. What the call touches
-// of them depends on how many items are among each other's nearest, and is usually much less.
-GINGHAM_API size_t workspace_size(const KReciprocalRerankForward& call, int threads);
-// workspace: at least workspace_size bytes, aligned to 64. Results do not depend on `threads`.
-GINGHAM_API void run(const KReciprocalRerankForward& call, int threads, void* workspace, ParallelFor parallel_for);
-}  // namespace cpu
+// How much of its workspace a call touches depends on how many items are among each other's nearest, and is usually a
+// small part.
+GINGHAM_DECLARE_CPU_CALL(KReciprocalRerankForward)
 
 }  // namespace gingham
