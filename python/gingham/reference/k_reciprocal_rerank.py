@@ -32,7 +32,8 @@ def k_reciprocal_rerank(
     place = order.argsort(dim=1)  # place[i, j]: where j stands in the order of i
 
     def reciprocal(k: int) -> Tensor:
-        return (place <= k) & (place.T <= k)
+        within = place <= k
+        return within & within.T
 
     near = reciprocal(k1)
     nearer = reciprocal(round(k1 / 2)).to(features.dtype)  # Python rounds halves to even
