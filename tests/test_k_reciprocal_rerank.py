@@ -218,11 +218,6 @@ def test_the_numpy_form_of_the_benchmark_agrees_with_the_oracle() -> None:
 # ------------------------------------------------------------------------------------------------ properties
 
 
-def all_against_all(drawn: Tensor, lambda_value: float = 0.0) -> Tensor:
-    """Distances between all items: the gallery is the items again, whose copies are their neighbours too."""
-    return k_reciprocal_rerank(drawn, drawn, 12, 4, lambda_value)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_jaccard_distances_are_symmetric_between_nothing_and_one(dtype: torch.dtype) -> None:
     query, gallery = clustered(20, 300, 32, dtype=dtype)
@@ -230,11 +225,9 @@ def test_jaccard_distances_are_symmetric_between_nothing_and_one(dtype: torch.dt
     assert float(jaccard.min()) >= 0
     assert float(jaccard.max()) <= 1
     assert float(jaccard.max()) == 1  # strangers share nobody
-    swapped = torch.cat([gallery[:20], query]), torch.cat([query, gallery])[40:]
-    # Of items a and b once a is the query, once b: queries come first, but nothing else depends on who is a query.
+    # The same items, once with one of a pair as the query, once with the other.
     first = k_reciprocal_rerank(query, gallery, lambda_value=0.0)[:, :20]
     second = k_reciprocal_rerank(gallery[:20], torch.cat([query, gallery[20:]]), lambda_value=0.0)[:, :20].t()
-    assert len(torch.cat(swapped)) == 340
     assert float((first - second).abs().max()) <= bound_of(dtype, 32)
 
 
@@ -287,7 +280,7 @@ def test_the_scale_of_the_features_does_not_matter(factor: float, dtype: torch.d
         assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("magnitude", [1e-45, 1e-38, 1e38, 3.4e38])
+@pytest.mark.parametrize("magnitude", [2.0**-149, 2.0**-126, 2.0**126, 2.0**127])
 def test_features_at_the_ends_of_the_range(magnitude: float) -> None:
     signs = whole_numbers(6, 30, 8, 0)
     query, gallery = (x.sign() for x in signs)
@@ -393,7 +386,8 @@ def test_every_instruction_set_agrees(name: str, tmp_path: Path) -> None:
 def test_no_matrix_of_all_items_is_made() -> None:
     script = (
         "import re, torch; from pathlib import Path; from gingham.ops import k_reciprocal_rerank as rerank\n"
-        "def status(name): return int(re.search(name + r':\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) * 1024\n"
+        "def status(name):\n"
+        "    return int(re.search(name + r':\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) * 1024\n"
         "torch.set_num_threads(2)\n"
         "query, gallery = torch.randn(50, 32), torch.randn(9950, 32)\n"
         "rerank(query[:, :8], gallery[:100, :8])\n"
@@ -476,7 +470,6 @@ def test_export_with_dynamic_numbers_of_items() -> None:
 def test_autocast_changes_nothing() -> None:
     features = clustered(6, 20, 5)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(k_reciprocal_rerank(*features), k_reciprocal_rerank(*features))
         got = k_reciprocal_rerank(*features)
     assert torch.equal(got, k_reciprocal_rerank(*features))
 

@@ -4,9 +4,11 @@
 // digits to cancel. A tile of some rows by a strip of columns is one product on packed panels; the strip is packed once
 // for many rows. Distances are symmetric, so only tiles on and below the diagonal are computed, and each is scanned
 // once for both its rows and its columns: almost every vector of it is compared with the thresholds and forgotten, what
-// is below goes to a heap of the nearest so far. All of D numbers are summed one by one, in one order for squares and
-// products: a distance depends on its two items and the centre alone, whichever tile or panel it is computed in, and
-// that of duplicates is exactly zero.
+// is below goes to a heap of the nearest so far.
+//
+// Squares and products are summed in one order: kDepth channels from zero, then these sums. So a distance depends on
+// its two items and the centre alone, whichever tile or panel it is computed in, and that of duplicates is exactly
+// zero.
 #pragma once
 
 #include <limits>
@@ -102,9 +104,10 @@ inline void find_centre(const Items<E>& items, Accumulator<E>* centre) {
     for (int64_t k = 0; k < padded; k += kN) {
       const int64_t left = items.channels - k;
       const Vector<Sum> part = left >= kN ? load_widened(row + k) : load_widened(row + k, int(left));
-      store(centre + k, load(centre + k) + part * (items.scale / Sum(sample)));
+      store(centre + k, load(centre + k) + part * items.scale);
     }
   }
+  for (int64_t k = 0; k < padded; ++k) centre[k] /= Sum(sample);
 }
 
 // ------------------------------------------------------------------------------------------------------- panels
@@ -163,12 +166,12 @@ GINGHAM_STEP void square_items(const Items<E>& items, int64_t begin, int64_t cou
     const int64_t steps = smaller(kDepth, items.channels - first);
     pack_columns(items, count, [&](int64_t n) { return begin + n; }, first, steps, panel, kStride);
     for (int64_t n = 0; n < count; n += kN) {
-      Vector<Sum> sum = load(squares + n);
+      Vector<Sum> sum{};
       for (int64_t k = 0; k < steps; ++k) {
         const Vector<Sum> feature = load(panel + k * kStride + n);
         sum = SumUnit<E>::multiply_add(feature, feature, sum);
       }
-      store(squares + n, sum);
+      store(squares + n, load(squares + n) + sum);
     }
   }
 }
