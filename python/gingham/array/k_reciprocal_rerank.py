@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import operator
+import numbers
 from typing import Any
 
 import numpy as np
@@ -99,10 +99,9 @@ def _with_adjacent_features(x: Any) -> Any:
 
 
 def _count(name: str, value: Any) -> int:
-    try:
-        count = operator.index(None if isinstance(value, (bool, np.bool_)) else value)
-    except TypeError:
-        raise TypeError(f"{_NAME}: {name} must be a whole number, got {type(value).__name__}") from None
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{_NAME}: {name} must be a whole number, got {type(value).__name__}")
+    count = int(value)
     if not 1 <= count < 2**63:
         raise ValueError(f"{_NAME}: {name} must be at least 1 and fit 64 bits, got {count}")
     return count
