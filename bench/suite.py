@@ -61,7 +61,8 @@ def _time_beside_peers(benchmark: Any, operator: Operator, case: Case, setting: 
                     benchmark.extra_info[peer.name] = str(reason)
                     continue
                 if peer.same_result:
-                    assert deviation(result, expectations.get(case, setting)) <= TOLERANCE[dtype], peer.name
+                    expected = expectations.get(case, setting)
+                    assert deviation(result, expected, operator.undecided) <= TOLERANCE[dtype], peer.name
                 runs[peer.name] = run
             ours = runs.pop(OURS)
             supply = itertools.cycle(sets)

@@ -183,6 +183,16 @@ def test_deviation_is_relative_to_the_largest_value_and_sees_nan() -> None:
     assert deviation((torch.zeros(0),), (torch.zeros(0),)) == 0.0
 
 
+def test_a_share_of_the_results_may_be_undecided() -> None:
+    exact = torch.ones(100, dtype=torch.float64)
+    result = exact.clone()
+    result[[3, 50]], result[7] = 0.5, 0.99
+    assert deviation((result,), (exact,), undecided=0.02) == pytest.approx(0.01)
+    assert deviation((result,), (exact,), undecided=0.01) == pytest.approx(0.5)
+    result[3] = math.nan
+    assert deviation((result,), (exact,), undecided=0.02) == math.inf
+
+
 def double(value: Tensor) -> Tensor:
     return value * 2
 

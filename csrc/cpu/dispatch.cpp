@@ -10,6 +10,7 @@
 
 #include "gingham/cosine_similarity_map.h"
 #include "gingham/criss_cross_attention.h"
+#include "gingham/k_reciprocal_rerank.h"
 
 namespace gingham::cpu {
 namespace {
@@ -109,5 +110,6 @@ GINGHAM_DISPATCH(CosineSimilarityMapForward)
 GINGHAM_DISPATCH(CosineSimilarityMapBackward)
 GINGHAM_DISPATCH(CrissCrossForward)
 GINGHAM_DISPATCH(CrissCrossBackward)
+GINGHAM_DISPATCH(KReciprocalRerankForward)
 
 }  // namespace gingham::cpu

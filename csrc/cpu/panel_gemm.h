@@ -85,7 +85,7 @@ GINGHAM_STEP void multiply_block(Panel<U> a, const typename U::Unit* b, int64_t 
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 16
-    for (int v = 0; v < NV; ++v) sums[m][v] = accumulate ? load(c + m * c_stride + v * kN) : Vector<Sum>{};
+    for (int v = 0; v < NV; ++v) sums[m][v] = Vector<Sum>{};
   }
   const Unit* a_data = a.data;
   for (int64_t begin = 0; begin < count; begin += kStepsBetweenPrefetches) {
@@ -108,7 +108,10 @@ GINGHAM_STEP void multiply_block(Panel<U> a, const typename U::Unit* b, int64_t 
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 16
-    for (int v = 0; v < NV; ++v) store(c + m * c_stride + v * kN, sums[m][v]);
+    for (int v = 0; v < NV; ++v) {
+      Sum* at = c + m * c_stride + v * kN;
+      store(at, accumulate ? load(at) + sums[m][v] : sums[m][v]);
+    }
   }
 }
 

@@ -33,5 +33,6 @@ T* pointer(uintptr_t address) {
 // Each operator's file says what it binds; module.cpp calls them in order.
 void bind_cosine_similarity_map(py::module_& m);
 void bind_criss_cross_attention(py::module_& m);
+void bind_k_reciprocal_rerank(py::module_& m);
 
 }  // namespace gingham::python

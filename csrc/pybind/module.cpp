@@ -12,4 +12,5 @@ PYBIND11_MODULE(_native, m) {
   m.def("available_instruction_sets", &gingham::cpu::available_isas);
   gingham::python::bind_cosine_similarity_map(m);
   gingham::python::bind_criss_cross_attention(m);
+  gingham::python::bind_k_reciprocal_rerank(m);
 }

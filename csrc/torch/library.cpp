@@ -8,10 +8,12 @@ const bool kRegistered = [] {
   Library definitions = Library::definitions(__FILE_NAME__, __LINE__);
   define_cosine_similarity_map(definitions);
   define_criss_cross_attention(definitions);
+  define_k_reciprocal_rerank(definitions);
 
   Library cpu = Library::kernels("CPU", __FILE_NAME__, __LINE__);
   implement_cosine_similarity_map(cpu, false);
   implement_criss_cross_attention(cpu, false);
+  implement_k_reciprocal_rerank(cpu);
 
 #if defined(GINGHAM_CUDA)
   Library cuda = Library::kernels("CUDA", __FILE_NAME__, __LINE__);

@@ -277,5 +277,7 @@ void define_cosine_similarity_map(Library& library);
 void implement_cosine_similarity_map(Library& library, bool cuda);
 void define_criss_cross_attention(Library& library);
 void implement_criss_cross_attention(Library& library, bool cuda);
+void define_k_reciprocal_rerank(Library& library);
+void implement_k_reciprocal_rerank(Library& library);
 
 }  // namespace gingham::torch_front

@@ -48,3 +48,11 @@ struct MapView {
   GINGHAM_API size_t workspace_size(const Call& call);                   \
   GINGHAM_API void run(const Call& call, void* workspace, void* stream); \
   }
+
+// What the front ends find where a call has no CUDA kernel: an error where it is used.
+namespace gingham::cuda {
+template <class Call>
+size_t workspace_size(const Call&) = delete;
+template <class Call>
+void run(const Call&, void*, void*) = delete;
+}  // namespace gingham::cuda

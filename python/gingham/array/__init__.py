@@ -6,5 +6,6 @@ or the argument says otherwise), CuPy arrays on their own device, on the stream 
 
 from gingham.array.cosine_similarity_map import cosine_similarity_map
 from gingham.array.criss_cross_attention import criss_cross_attention
+from gingham.array.k_reciprocal_rerank import k_reciprocal_rerank
 
-__all__ = ["cosine_similarity_map", "criss_cross_attention"]
+__all__ = ["cosine_similarity_map", "criss_cross_attention", "k_reciprocal_rerank"]

@@ -10,7 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-OPERATORS = ("cosine_similarity_map", "criss_cross_attention")
+OPERATORS = (
+    "cosine_similarity_map",
+    "criss_cross_attention",
+    "k_reciprocal_rerank",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         >>> main(["--list"])
         cosine_similarity_map
         criss_cross_attention
+        k_reciprocal_rerank
         0
     """
     from gingham.bench.command import run

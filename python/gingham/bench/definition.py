@@ -97,6 +97,8 @@ class Operator:
         baseline: the peer whose extra memory is the unit of the memory table.
         limit: what bounds the operator, and is the unit of the table's last column: the rate of a matrix product
             ("matmul"), or of a copy ("copy").
+        undecided: share of the results that may differ altogether, for operators that sort: rounding decides the order
+            of numbers that are nearly equal.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Operator:
     differentiable: tuple[int, ...]
     baseline: str
     limit: Literal["matmul", "copy"] = "matmul"
+    undecided: float = 0.0
 
     def case(self, label: str) -> Case:
         """The case of this label."""

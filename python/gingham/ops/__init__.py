@@ -2,5 +2,6 @@
 
 from gingham.ops.cosine_similarity_map import cosine_similarity_map
 from gingham.ops.criss_cross_attention import criss_cross_attention
+from gingham.ops.k_reciprocal_rerank import k_reciprocal_rerank
 
-__all__ = ["cosine_similarity_map", "criss_cross_attention"]
+__all__ = ["cosine_similarity_map", "criss_cross_attention", "k_reciprocal_rerank"]
