@@ -27,8 +27,8 @@ CosineSimilarityMapForward call_of(const std::array<int64_t, 5>& shape, int dtyp
 
 void forward(std::array<int64_t, 5> shape, int dtype, double eps, bool torch_compat, Map features,
              Prototypes prototypes, Map output, uintptr_t feature_norms, uintptr_t prototype_norms, int threads) {
-  run_call(
-      call_of(shape, dtype, eps, torch_compat, features, prototypes, output, feature_norms, prototype_norms), threads);
+  run_call(call_of(shape, dtype, eps, torch_compat, features, prototypes, output, feature_norms, prototype_norms),
+           threads);
 }
 
 #if defined(GINGHAM_CUDA)
@@ -39,8 +39,8 @@ void cuda_forward(std::array<int64_t, 5> shape, int dtype, double eps, bool torc
                   Prototypes prototypes, Map output, uintptr_t feature_norms, uintptr_t prototype_norms,
                   uintptr_t workspace, uintptr_t stream) {
   run_call_on_stream(
-      call_of(shape, dtype, eps, torch_compat, features, prototypes, output, feature_norms, prototype_norms),
-      workspace, stream);
+      call_of(shape, dtype, eps, torch_compat, features, prototypes, output, feature_norms, prototype_norms), workspace,
+      stream);
 }
 #endif
 
