@@ -27,10 +27,11 @@ namespace {
 using gingham::MapView;
 using gingham::ParallelFor;
 using gingham::SpatialEnergy;
-using gingham::SpatialTemporalBackward;
 using gingham::SpatialTemporalPooling;
+using gingham::SpatialTemporalPoolingBackward;
 using gingham::SpatialTemporalShape;
 using gingham::SpatialTemporalSums;
+using gingham::SpatialTemporalSumsBackward;
 
 // ---------------------------------------------------------------------------------------------- how a call is cut
 
@@ -50,7 +51,8 @@ struct Frames {
   }
   // Where another map goes along.
   Frames also(const MapView& map) {
-    whole = whole && (map.row_stride == shape.columns * map.column_stride || shape.rows == 1);
+    const int64_t step = channels_last ? map.column_stride : 1;  // from a position to the next
+    whole = whole && (map.row_stride == shape.columns * step || shape.rows == 1);
     return *this;
   }
   int64_t count() const { return shape.batch * shape.frames; }
@@ -358,94 +360,90 @@ void pool_clips(const SpatialTemporalPooling& call, int threads, ParallelFor par
   });
 }
 
-// ---------------------------------------------------------------------------------------------- gradient
-//
-//   grad_features[c, p] = addends[part of p][c] + factors[p] * features[c, p]
+// ---------------------------------------------------------------------------------------------- gradient of pooling
 
-// The gradient of scores [parts] of one frame.
+// The gradient of the sums of one part of one frame [channels]; returns that of its score.
 template <class E, class Sum>
-void score_gradients(const SpatialTemporalBackward& call, int64_t frame, Sum* grads) {
+Sum pool_gradient(const SpatialTemporalPoolingBackward& call, int64_t frame, int64_t part) {
   const SpatialTemporalShape& shape = call.shape;
-  for (int64_t k = 0; k < shape.parts; ++k) {
-    const int64_t row = frame * shape.parts + k;
-    Sum grad = call.grad_scores ? static_cast<const Sum*>(call.grad_scores)[row] : 0;
-    if (call.grad_pooled && !call.detach_attention) {
-      const E* grad_all = static_cast<const E*>(call.grad_pooled) + (frame / shape.frames * 2 + 1) * shape.channels;
-      const Sum* sums = static_cast<const Sum*>(call.sums) + row * shape.channels;
-      Vector<Sum> even{}, odd{};
-      int64_t c = 0;
-      for (; c + 2 * kLanes<Sum> <= shape.channels; c += 2 * kLanes<Sum>) {
-        even += load_widened(grad_all + c) * load(sums + c);
-        odd += load_widened(grad_all + c + kLanes<Sum>) * load(sums + c + kLanes<Sum>);
+  const int64_t clip = frame / shape.frames, row = frame * shape.parts + part;
+  const E* grad_top = static_cast<const E*>(call.grad_pooled) + clip * 2 * shape.channels;
+  const E* grad_all = grad_top + shape.channels;
+  const Sum* sums = static_cast<const Sum*>(call.sums) + row * shape.channels;
+  Sum* grad_sums = static_cast<Sum*>(call.grad_sums) + row * shape.channels;
+  const bool is_chosen = call.chosen[clip * shape.parts + part] == frame % shape.frames;
+  const Sum positions = Sum(shape.rows * shape.columns);
+  const Vector<Sum> top = broadcast(Sum(is_chosen ? 1 : 0) / positions);
+  const Vector<Sum> all = broadcast(static_cast<const Sum*>(call.scores)[row] / positions);
+  Vector<Sum> products{};
+  int64_t c = 0;
+  for (; c + kLanes<Sum> <= shape.channels; c += kLanes<Sum>) {
+    const Vector<Sum> d = load_widened(grad_all + c);
+    products += d * load(sums + c);
+    store(grad_sums + c, top * load_widened(grad_top + c) + all * d);
+  }
+  if (c < shape.channels) {
+    const int rest = int(shape.channels - c);
+    const Vector<Sum> d = load_widened(grad_all + c, rest);
+    products += d * load_part(sums + c, rest);
+    store_part(grad_sums + c, top * load_widened(grad_top + c, rest) + all * d, rest);
+  }
+  const Sum grad = static_cast<const Sum*>(call.grad_scores)[row];
+  return call.detach_attention ? grad : grad + sum_of_lanes(products) / positions;
+}
+
+template <class E>
+void differentiate_pooling(const SpatialTemporalPoolingBackward& call, int threads, ParallelFor parallel_for) {
+  using Sum = Accumulator<E>;
+  const SpatialTemporalShape& shape = call.shape;
+  const int64_t rows = shape.frames * shape.parts;
+  threads = useful_threads(shape.batch * rows * shape.channels, threads);
+  Sum* grad_shares = static_cast<Sum*>(call.grad_shares);  // at first of the scores
+  for_each_index(0, shape.batch * rows, threads, parallel_for, [&](int64_t row, int64_t) {
+    grad_shares[row] = pool_gradient<E, Sum>(call, row / shape.parts, row % shape.parts);
+  });
+  for (int64_t clip = 0; clip < shape.batch; ++clip) {
+    const Sum* scores = static_cast<const Sum*>(call.scores) + clip * rows;
+    for (int64_t k = 0; k < shape.parts; ++k) {
+      const Sum total = static_cast<const Sum*>(call.part_totals)[clip * shape.parts + k];
+      Sum *grads = grad_shares + clip * rows, mean = 0;
+      for (int64_t row = k; row < rows; row += shape.parts) mean += scores[row] * grads[row];
+      for (int64_t row = k; row < rows; row += shape.parts) {
+        grads[row] = total <= Sum(call.eps) ? 0 : (grads[row] - mean) / total;
       }
-      for (; c < shape.channels; c += kLanes<Sum>) {
-        const int count = int(smaller(kLanes<Sum>, shape.channels - c));
-        even += load_widened(grad_all + c, count) * load_part(sums + c, count);
-      }
-      grad += sum_of_lanes(even + odd) / Sum(shape.rows * shape.columns);
     }
-    grads[k] = grad;
   }
 }
 
-// factors [positions] of one frame, from the gradients of the scores of all frames.
+// ---------------------------------------------------------------------------------------------- gradient of features
+//
+//   grad_features[c, p] = grad_sums[part of p, c] + factors[p] * features[c, p]
+
 template <class Sum>
-void position_factors(const SpatialTemporalBackward& call, const Frames& frames, int64_t frame, const Sum* score_grads,
-                      Sum* factors) {
-  const SpatialTemporalShape& shape = call.shape;
-  const int64_t positions = frames.positions(), parts = shape.parts, clip = frame / shape.frames;
-  const Sum eps = Sum(call.eps), total = static_cast<const Sum*>(call.totals)[frame];
+void position_factors(const SpatialTemporalSumsBackward& call, const Frames& frames, int64_t frame, Sum* factors) {
+  const int64_t positions = frames.positions(), parts = call.shape.parts;
+  const Sum total = static_cast<const Sum*>(call.totals)[frame];
   const Sum* map = static_cast<const Sum*>(call.map) + frame * positions;
-  const Sum* map_grads = call.grad_map ? static_cast<const Sum*>(call.grad_map) + frame * positions : nullptr;
-  Sum along = 0;  // the part of the map's gradient that the normalisation over positions takes away
+  const Sum* grad_map = call.grad_map ? static_cast<const Sum*>(call.grad_map) + frame * positions : nullptr;
+  const bool agrl = call.energy == SpatialEnergy::agrl;
+  Sum along = 0;  // what the normalisation over positions takes away
   for (int64_t k = 0; k < parts; ++k) {
-    const Sum part_total = static_cast<const Sum*>(call.part_totals)[clip * parts + k];
-    Sum grad = 0;  // of the share, then of the map at each of its positions
-    if (!(part_total <= eps)) {
-      Sum mean = 0;
-      for (int64_t row = clip * shape.frames * parts + k; row < (clip + 1) * shape.frames * parts; row += parts) {
-        mean += static_cast<const Sum*>(call.scores)[row] * score_grads[row];
-      }
-      grad = (score_grads[frame * parts + k] - mean) / part_total;
-    }
-    if (call.energy == SpatialEnergy::agrl) grad /= Sum(frames.positions_of(k));
+    const Sum grad = static_cast<const Sum*>(call.grad_shares)[frame * parts + k];
+    const Sum of_position = agrl ? grad / Sum(frames.positions_of(k)) : grad;
     for (int64_t p = frames.first_position(k); p < frames.first_position(k + 1); ++p) {
-      factors[p] = map_grads ? grad + map_grads[p] : grad;
+      factors[p] = grad_map ? of_position + grad_map[p] : of_position;
       along += map[p] * factors[p];
     }
   }
   for (int64_t p = 0; p < positions; ++p) {
-    if (total <= eps) {
+    if (total <= Sum(call.eps)) {
       factors[p] = 0;
     } else if (call.energy == SpatialEnergy::sq) {
       factors[p] = 2 * (factors[p] - along) / total;
-    } else {
-      const Sum energy = map[p] * total;  // a norm, whose gradient is features / energy, or 0 where there are none
-      const Sum grad = (factors[p] - (call.energy == SpatialEnergy::agrl ? map[p] * along : along)) / total;
-      factors[p] = energy > 0 || energy != energy ? grad / energy : 0;
-    }
-  }
-}
-
-// addends [parts][stride] of a task's channels.
-template <class E, class Sum>
-void fill_addends(const SpatialTemporalBackward& call, const Task& task, int64_t stride, Sum* addends) {
-  const SpatialTemporalShape& shape = call.shape;
-  const int64_t clip = task.frame / shape.frames;
-  const E* grad_top = static_cast<const E*>(call.grad_pooled) + clip * 2 * shape.channels + task.first_channel;
-  const E* grad_all = grad_top + shape.channels;
-  const Sum positions = Sum(shape.rows * shape.columns);
-  for (int64_t k = 0; k < shape.parts; ++k) {
-    const bool is_chosen = call.chosen[clip * shape.parts + k] == task.frame % shape.frames;
-    const Vector<Sum> top = broadcast(Sum(is_chosen ? 1 : 0) / positions);
-    const Vector<Sum> all = broadcast(static_cast<const Sum*>(call.scores)[task.frame * shape.parts + k] / positions);
-    for (int64_t c = 0; c < task.channels; c += kLanes<Sum>) {
-      Vector<Sum> addend{};
-      if (call.grad_pooled) {
-        const int count = int(smaller(kLanes<Sum>, task.channels - c));
-        addend = top * load_widened(grad_top + c, count) + all * load_widened(grad_all + c, count);
-      }
-      store(addends + k * stride + c, addend);
+    } else {  // a norm, whose gradient is features / norm, or 0 where there are none
+      const Sum norm = map[p] * total;
+      const Sum grad = (factors[p] - (agrl ? map[p] * along : along)) / total;
+      factors[p] = norm > 0 || norm != norm ? grad / norm : 0;
     }
   }
 }
@@ -502,7 +500,7 @@ bool is_streamed(const Frames& frames, gingham::DType dtype, const MapView& map)
 // Some neighbouring planes of a task.
 template <bool kStreamed, class E, class Sum>
 void apply_to_planes(const Frames& frames, const MapView& from_map, const MapView& to_map, const E* from,
-                     int64_t channels, const Sum* addends, int64_t stride, const Sum* factors, E* to) {
+                     int64_t channels, const Sum* addends, const Sum* factors, E* to) {
   constexpr int kN = kLanes<Sum>;
   const auto put = [](E* p, Vector<Sum> v) __attribute__((always_inline)) {
     if constexpr (kStreamed) {
@@ -512,7 +510,7 @@ void apply_to_planes(const Frames& frames, const MapView& from_map, const MapVie
     }
   };
   for (int64_t part = 0; part < frames.shape.parts; ++part) {
-    const Sum* addend = addends + part * stride;
+    const Sum* addend = addends + part * frames.shape.channels;
     for (int64_t l = 0; l < frames.lines_of(part); ++l) {
       const Line line = frames.line(part, l);
       const E* f = from + line.row * from_map.row_stride;
@@ -550,10 +548,10 @@ void apply_to_planes(const Frames& frames, const MapView& from_map, const MapVie
 
 template <bool kStreamed, class E, class Sum>
 void apply_to_positions(const Frames& frames, const MapView& from_map, const MapView& to_map, const E* from,
-                        int64_t channels, const Sum* addends, int64_t stride, const Sum* factors, E* to) {
+                        int64_t channels, const Sum* addends, const Sum* factors, E* to) {
   constexpr int kN = kLanes<Sum>, kAheadPositions = 8;
   for (int64_t part = 0; part < frames.shape.parts; ++part) {
-    const Sum* addend = addends + part * stride;
+    const Sum* addend = addends + part * frames.shape.channels;
     for (int64_t l = 0; l < frames.lines_of(part); ++l) {
       const Line line = frames.line(part, l);
       for (int64_t x = 0; x < line.length; ++x) {
@@ -572,59 +570,40 @@ void apply_to_positions(const Frames& frames, const MapView& from_map, const Map
         }
         if (c == channels) continue;
         const int rest = int(channels - c);
-        store_narrowed(grad + c, load_widened(f + c, rest) * factor + load(addend + c), rest);
+        store_narrowed(grad + c, load_widened(f + c, rest) * factor + load_part(addend + c, rest), rest);
       }
     }
   }
 }
 
-// [frame][part] gradients of scores, [frame][position] factors, [worker][part][channel of a task] addends.
-struct BackwardScratch {
-  int64_t score_grads, factors, addends_of_a_worker, stride;
-
-  BackwardScratch(const Frames& frames) {
-    stride = round_up(smaller(frames.channels_of_a_task(), frames.shape.channels), 16);
-    score_grads = round_up(frames.count() * frames.shape.parts, 16);
-    factors = round_up(frames.count() * frames.positions(), 16);
-    addends_of_a_worker = frames.shape.parts * stride;
-  }
-  int64_t size(int threads) const { return score_grads + factors + threads * addends_of_a_worker; }
-};
-
 template <class E>
-void differentiate(const SpatialTemporalBackward& call, int threads, void* workspace, ParallelFor parallel_for) {
+void differentiate_sums(const SpatialTemporalSumsBackward& call, int threads, void* workspace,
+                        ParallelFor parallel_for) {
   using Sum = Accumulator<E>;
   const Frames frames = Frames(call.shape, call.features).also(call.grad_features);
-  const BackwardScratch scratch(frames);
-  const int64_t positions = frames.positions();
-  threads = useful_threads(frames.count() * call.shape.channels * positions, threads);
-  Sum* score_grads = static_cast<Sum*>(workspace);
-  Sum* factors = score_grads + scratch.score_grads;
-  for_each_index(0, frames.count(), threads, parallel_for, [&](int64_t frame, int64_t) {
-    score_gradients<E>(call, frame, score_grads + frame * call.shape.parts);
-  });
-  for_each_index(0, frames.count(), threads, parallel_for, [&](int64_t frame, int64_t) {
-    position_factors(call, frames, frame, score_grads, factors + frame * positions);
-  });
+  const int64_t positions = frames.positions(), channels = call.shape.channels;
+  threads = useful_threads(frames.count() * channels * positions, threads);
+  Sum* factors = static_cast<Sum*>(workspace);  // [frame][position]
+  for_each_index(0, frames.count(), threads, parallel_for,
+                 [&](int64_t frame, int64_t) { position_factors(call, frames, frame, factors + frame * positions); });
   const bool streamed = is_streamed(frames, call.dtype, call.grad_features);
   const int64_t tasks = frames.count() * frames.tasks_of_a_frame();
-  for_each_index(0, tasks, threads, parallel_for, [&](int64_t index, int64_t worker) {
+  for_each_index(0, tasks, threads, parallel_for, [&](int64_t index, int64_t) {
     const Task task(frames, index);
-    Sum* addends = factors + scratch.factors + worker * scratch.addends_of_a_worker;
-    fill_addends<E>(call, task, scratch.stride, addends);
     const E* from = task.in<const E>(frames, call.features);
     E* to = task.in<E>(frames, call.grad_features);
+    const Sum* addends =
+        static_cast<const Sum*>(call.grad_sums) + task.frame * call.shape.parts * channels + task.first_channel;
     const Sum* factor = factors + task.frame * positions;
     if (frames.channels_last) {
       const auto apply = streamed ? apply_to_positions<true, E, Sum> : apply_to_positions<false, E, Sum>;
-      apply(frames, call.features, call.grad_features, from, task.channels, addends, scratch.stride, factor, to);
+      apply(frames, call.features, call.grad_features, from, task.channels, addends, factor, to);
     } else {
       constexpr int64_t kPlanes = 16;  // that stay in the nearest cache from one band to the next
       const auto apply = streamed ? apply_to_planes<true, E, Sum> : apply_to_planes<false, E, Sum>;
       for (int64_t c = 0; c < task.channels; c += kPlanes) {
         apply(frames, call.features, call.grad_features, from + c * call.features.channel_stride,
-              smaller(kPlanes, task.channels - c), addends + c, scratch.stride, factor,
-              to + c * call.grad_features.channel_stride);
+              smaller(kPlanes, task.channels - c), addends + c, factor, to + c * call.grad_features.channel_stride);
       }
     }
     if (streamed) finish_streaming();
@@ -639,21 +618,29 @@ size_t workspace_size(const SpatialTemporalSums& call, int) {
   const Frames frames(call.shape, call.features);
   return size_t(frames.count() * frames.tasks_of_a_frame() * frames.positions() * sum_size(call.dtype));
 }
-size_t workspace_size(const SpatialTemporalPooling&, int) { return 0; }
-size_t workspace_size(const SpatialTemporalBackward& call, int threads) {
-  const Frames frames(call.shape, call.features);
-  return size_t(BackwardScratch(frames).size(threads) * sum_size(call.dtype));
-}
 void run(const SpatialTemporalSums& call, int threads, void* workspace, ParallelFor parallel_for) {
   with_element(call.dtype,
                [&](auto element) { sum_frames<decltype(element)>(call, threads, workspace, parallel_for); });
 }
+
+size_t workspace_size(const SpatialTemporalSumsBackward& call, int) {
+  const Frames frames(call.shape, call.features);
+  return size_t(frames.count() * frames.positions() * sum_size(call.dtype));
+}
+void run(const SpatialTemporalSumsBackward& call, int threads, void* workspace, ParallelFor parallel_for) {
+  with_element(call.dtype,
+               [&](auto element) { differentiate_sums<decltype(element)>(call, threads, workspace, parallel_for); });
+}
+
+size_t workspace_size(const SpatialTemporalPooling&, int) { return 0; }
 void run(const SpatialTemporalPooling& call, int threads, void*, ParallelFor parallel_for) {
   with_element(call.dtype, [&](auto element) { pool_clips<decltype(element)>(call, threads, parallel_for); });
 }
-void run(const SpatialTemporalBackward& call, int threads, void* workspace, ParallelFor parallel_for) {
+
+size_t workspace_size(const SpatialTemporalPoolingBackward&, int) { return 0; }
+void run(const SpatialTemporalPoolingBackward& call, int threads, void*, ParallelFor parallel_for) {
   with_element(call.dtype,
-               [&](auto element) { differentiate<decltype(element)>(call, threads, workspace, parallel_for); });
+               [&](auto element) { differentiate_pooling<decltype(element)>(call, threads, parallel_for); });
 }
 
 }  // namespace gingham::cpu::GINGHAM_ISA

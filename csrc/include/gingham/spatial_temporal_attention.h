@@ -45,8 +45,24 @@ struct SpatialTemporalSums {
   MapView features;
   void* sums = nullptr;    // Sum [batch, frames, parts, channels]
   void* shares = nullptr;  // Sum [batch, frames, parts]
-  void* totals = nullptr;  // Sum [batch, frames]
   void* map = nullptr;     // Sum [batch, frames, rows, columns]
+  void* totals = nullptr;  // Sum [batch, frames]
+};
+
+// The gradient of features, which is written, not accumulated into, and has the memory order of features. Where a total
+// is not above eps, no gradient passes it.
+struct SpatialTemporalSumsBackward {
+  SpatialTemporalShape shape;
+  DType dtype = DType::float32;
+  SpatialEnergy energy = SpatialEnergy::sq;
+  double eps = 1e-12;
+  MapView features;
+  const void* map = nullptr;
+  const void* totals = nullptr;
+  const void* grad_sums = nullptr;    // Sum [batch, frames, parts, channels]
+  const void* grad_shares = nullptr;  // Sum [batch, frames, parts]
+  const void* grad_map = nullptr;     // Sum [batch, frames, rows, columns], or null for zeros
+  MapView grad_features;
 };
 
 // What is made of a clip's frames. dtype is that of pooled.
@@ -56,37 +72,31 @@ struct SpatialTemporalPooling {
   double eps = 1e-12;
   const void* sums = nullptr;
   const void* shares = nullptr;
-  void* part_totals = nullptr;  // Sum [batch, parts]
-  void* pooled = nullptr;       // [batch, 2 * channels], contiguous
+  void* pooled = nullptr;       // of dtype [batch, 2 * channels], contiguous
   void* scores = nullptr;       // Sum [batch, frames, parts]
   int64_t* chosen = nullptr;    // [batch, parts]
+  void* part_totals = nullptr;  // Sum [batch, parts]
 };
 
-// The gradient of features, which is written, not accumulated into, and has the layout of features. Of the gradients of
-// pooled, scores and map any may be null, which stands for zeros. Where a total is not above eps, no gradient passes
-// it. detach_attention: none passes from pooled to the scores.
-struct SpatialTemporalBackward {
+// The gradients of sums and shares. detach_attention: none passes from pooled to the scores.
+struct SpatialTemporalPoolingBackward {
   SpatialTemporalShape shape;
   DType dtype = DType::float32;
-  SpatialEnergy energy = SpatialEnergy::sq;
   double eps = 1e-12;
   bool detach_attention = false;
-  MapView features;
   const void* sums = nullptr;
-  const void* shares = nullptr;
-  const void* totals = nullptr;
-  const void* map = nullptr;
-  const void* part_totals = nullptr;
   const void* scores = nullptr;
   const int64_t* chosen = nullptr;
+  const void* part_totals = nullptr;
   const void* grad_pooled = nullptr;  // of dtype [batch, 2 * channels], contiguous
   const void* grad_scores = nullptr;  // Sum [batch, frames, parts]
-  const void* grad_map = nullptr;     // Sum [batch, frames, rows, columns]
-  MapView grad_features;
+  void* grad_sums = nullptr;
+  void* grad_shares = nullptr;
 };
 
 GINGHAM_DECLARE_CALL(SpatialTemporalSums)
+GINGHAM_DECLARE_CALL(SpatialTemporalSumsBackward)
 GINGHAM_DECLARE_CALL(SpatialTemporalPooling)
-GINGHAM_DECLARE_CALL(SpatialTemporalBackward)
+GINGHAM_DECLARE_CALL(SpatialTemporalPoolingBackward)
 
 }  // namespace gingham

@@ -38,34 +38,99 @@ def spatial_temporal_attention(
         >>> frames
         tensor([[1, 0]])
     """
-    batch, length, _, height, width = features.shape
-    rows = [slice(k * height // parts, (k + 1) * height // parts) for k in range(parts)]
-    f = features if features.dtype == torch.float64 else features.float()
-
-    strength = f.square().sum(dim=2)  # [B, T, H, W]
-    if energy != "sq":
-        strength = _square_root(strength)
-    bands = torch.stack([strength[:, :, band].sum(dim=(2, 3)) for band in rows], dim=2)  # [B, T, K]
-    if energy == "agrl":
-        bands = bands / torch.tensor([width * (band.stop - band.start) for band in rows], device=f.device)
-        total = _square_root(strength.square().sum(dim=(2, 3)))
-    else:
-        total = bands.sum(dim=2)
-    attention = _divide(strength, total[:, :, None, None], eps)
-    shares = _divide(bands, total[:, :, None], eps)
-    scores = _divide(shares, shares.sum(dim=1, keepdim=True), eps)  # [B, T, K]
-    order = torch.arange(length, device=f.device)[:, None]
-    is_best = shares == shares.amax(dim=1, keepdim=True)
-    frames = torch.where(is_best, order, length - 1).amin(dim=1)  # [B, K], the first of equals
-
+    rows = _bands(features.size(3), parts)
+    f = _widened(features)
+    attention, shares = _attend(f, rows, energy, eps)
+    scores, frames = _compare(shares, eps)
     weights = scores.detach() if detach_attention else scores
+    clips = torch.arange(f.size(0), device=f.device)
     best, every = [], []  # the bands of the paper's P1 and P2
     for k, band in enumerate(rows):
-        best.append(f[torch.arange(batch, device=f.device), frames[:, k], :, band])  # [B, C, rows, W]
+        best.append(f[clips, frames[:, k], :, band])  # [B, C, rows, W]
         every.append((weights[:, :, k, None, None, None] * f[:, :, :, band]).sum(dim=1))
     fused = torch.cat([torch.cat(best, dim=2), torch.cat(every, dim=2)], dim=1)  # [B, 2C, H, W]
     pooled = fused.mean(dim=(2, 3)).to(features.dtype)
     return (pooled, scores, frames, attention) if return_map else (pooled, scores, frames)
+
+
+def spatial_temporal_sums(
+    features: Tensor, parts: int = 4, *, energy: str = "sq", eps: float = 1e-12
+) -> tuple[Tensor, Tensor]:
+    """What `spatial_temporal_attention_from_sums` needs to know of a frame, whatever clip it will be part of.
+
+    Args:
+        features: [N, C, H, W], floating point.
+        parts, energy, eps: as of `spatial_temporal_attention`.
+
+    Returns:
+        sums [N, K, C] of the features over each band, and energies [N, K]: the attention that each band gets.
+
+    Example:
+        >>> import torch
+        >>> spatial_temporal_sums(torch.ones(1, 3, 4, 2), parts=2)
+        (tensor([[[4., 4., 4.],
+                 [4., 4., 4.]]]), tensor([[0.5000, 0.5000]]))
+    """
+    rows = _bands(features.size(2), parts)
+    f = _widened(features)
+    sums = torch.stack([f[:, :, band].sum(dim=(2, 3)) for band in rows], dim=1)
+    return sums, _attend(f[:, None], rows, energy, eps)[1][:, 0]
+
+
+def spatial_temporal_attention_from_sums(
+    sums: Tensor, energies: Tensor, positions: int, *, eps: float = 1e-12
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The results of `spatial_temporal_attention` for clips of frames whose sums are known.
+
+    Args:
+        sums: [B, T, K, C].
+        energies: [B, T, K].
+        positions: H * W of the features.
+        eps: as of `spatial_temporal_attention`.
+
+    Returns:
+        pooled [B, 2C], scores [B, T, K], frames [B, K].
+
+    Example:
+        >>> import torch
+        >>> sums, energies = spatial_temporal_sums(torch.ones(2, 3, 4, 2), parts=2)
+        >>> spatial_temporal_attention_from_sums(sums[None], energies[None], positions=8)[0]
+        tensor([[1., 1., 1., 1., 1., 1.]])
+    """
+    scores, frames = _compare(energies, eps)
+    best = sums.take_along_dim(frames[:, None, :, None], dim=1).sum(dim=(1, 2))
+    every = (scores[..., None] * sums).sum(dim=(1, 2))
+    return torch.cat([best, every], dim=1) / positions, scores, frames
+
+
+def _widened(features: Tensor) -> Tensor:
+    return features if features.dtype == torch.float64 else features.float()
+
+
+def _bands(height: int, parts: int) -> list[slice]:
+    return [slice(k * height // parts, (k + 1) * height // parts) for k in range(parts)]
+
+
+def _attend(f: Tensor, rows: list[slice], energy: str, eps: float) -> tuple[Tensor, Tensor]:
+    """Spatial attention [B, T, H, W], each frame's by itself, and what the bands get of it, [B, T, K]."""
+    strength = f.square().sum(dim=2)
+    if energy != "sq":
+        strength = _square_root(strength)
+    bands = torch.stack([strength[:, :, band].sum(dim=(2, 3)) for band in rows], dim=2)
+    if energy == "agrl":
+        bands = bands / torch.tensor([f.size(4) * (band.stop - band.start) for band in rows], device=f.device)
+        total = _square_root(strength.square().sum(dim=(2, 3)))
+    else:
+        total = bands.sum(dim=2)
+    return _divide(strength, total[:, :, None, None], eps), _divide(bands, total[:, :, None], eps)
+
+
+def _compare(shares: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Scores [B, T, K], of which those of a part sum to 1, and the frame with the largest one, the first of equals."""
+    scores = _divide(shares, shares.sum(dim=1, keepdim=True), eps)
+    order = torch.arange(shares.size(1), device=shares.device)[:, None]
+    is_best = shares == shares.amax(dim=1, keepdim=True)
+    return scores, torch.where(is_best, order, order[-1]).amin(dim=1)
 
 
 def _square_root(x: Tensor) -> Tensor:
