@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "gingham/criss_cross_attention.h"
+#include "gingham/spatial_temporal_attention.h"
 
 namespace gingham::cpu {
 namespace {
@@ -106,5 +107,9 @@ std::vector<std::string> available_isas() {
 
 GINGHAM_DISPATCH(CrissCrossForward)
 GINGHAM_DISPATCH(CrissCrossBackward)
+GINGHAM_DISPATCH(SpatialTemporalSums)
+GINGHAM_DISPATCH(SpatialTemporalSumsBackward)
+GINGHAM_DISPATCH(SpatialTemporalPooling)
+GINGHAM_DISPATCH(SpatialTemporalPoolingBackward)
 
 }  // namespace gingham::cpu

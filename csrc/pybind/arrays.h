@@ -32,5 +32,6 @@ T* pointer(uintptr_t address) {
 
 // Each operator's file says what it binds; module.cpp calls them in order.
 void bind_criss_cross_attention(py::module_& m);
+void bind_spatial_temporal_attention(py::module_& m);
 
 }  // namespace gingham::python

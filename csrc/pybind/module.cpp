@@ -11,4 +11,5 @@ PYBIND11_MODULE(_native, m) {
   m.def("instruction_set", [] { return gingham::cpu::isa_name(gingham::cpu::isa()); });
   m.def("available_instruction_sets", &gingham::cpu::available_isas);
   gingham::python::bind_criss_cross_attention(m);
+  gingham::python::bind_spatial_temporal_attention(m);
 }

@@ -7,13 +7,16 @@ namespace {
 const bool kRegistered = [] {
   Library definitions = Library::definitions(__FILE_NAME__, __LINE__);
   define_criss_cross_attention(definitions);
+  define_spatial_temporal_attention(definitions);
 
   Library cpu = Library::kernels("CPU", __FILE_NAME__, __LINE__);
   implement_criss_cross_attention(cpu, false);
+  implement_spatial_temporal_attention(cpu, false);
 
 #if defined(GINGHAM_CUDA)
   Library cuda = Library::kernels("CUDA", __FILE_NAME__, __LINE__);
   implement_criss_cross_attention(cuda, true);
+  implement_spatial_temporal_attention(cuda, true);
 #endif
   return true;
 }();

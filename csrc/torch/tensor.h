@@ -275,5 +275,7 @@ class Library {
 // Each operator's file says what it registers; library.cpp calls them in order.
 void define_criss_cross_attention(Library& library);
 void implement_criss_cross_attention(Library& library, bool cuda);
+void define_spatial_temporal_attention(Library& library);
+void implement_spatial_temporal_attention(Library& library, bool cuda);
 
 }  // namespace gingham::torch_front
