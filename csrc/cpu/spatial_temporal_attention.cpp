@@ -14,10 +14,6 @@
 // neither the number of threads nor that of frames changes a bit.
 #include "gingham/spatial_temporal_attention.h"
 
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
-
 #include "elements.h"
 #include "parallel.h"
 #include "simd.h"
@@ -448,67 +444,11 @@ void position_factors(const SpatialTemporalSumsBackward& call, const Frames& fra
   }
 }
 
-// Stores all lanes past the caches: a result that is larger than these would only be fetched to be overwritten. p is
-// aligned to what is stored. Other threads may rely on it after finish_streaming.
-#if defined(__SSE2__)
-constexpr bool kCanStream = true;
-template <class E>
-inline void stream(E* p, Vector<Accumulator<E> > v) {
-  constexpr int kBytes = kLanes<Accumulator<E> > * int(sizeof(E));
-  E narrowed[kLanes<Accumulator<E> >];
-  store_narrowed(narrowed, v);
-#if defined(__AVX512F__)
-  if constexpr (kBytes == 64) _mm512_stream_si512(reinterpret_cast<__m512i*>(p), _mm512_loadu_si512(narrowed));
-#endif
-#if defined(__AVX2__)
-  if constexpr (kBytes == 32) {
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm256_loadu_si256(reinterpret_cast<__m256i*>(narrowed)));
-  }
-#endif
-  if constexpr (kBytes == 16) {
-    _mm_stream_si128(reinterpret_cast<__m128i*>(p), _mm_loadu_si128(reinterpret_cast<__m128i*>(narrowed)));
-  }
-  if constexpr (kBytes == 8) {
-    long long bits;
-    std::memcpy(&bits, narrowed, sizeof bits);
-    _mm_stream_si64(reinterpret_cast<long long*>(p), bits);
-  }
-}
-inline void finish_streaming() { _mm_sfence(); }
-#else
-constexpr bool kCanStream = false;
-template <class E>
-inline void stream(E* p, Vector<Accumulator<E> > v) {
-  store_narrowed(p, v);
-}
-inline void finish_streaming() {}
-#endif
-
-// Whether the gradient is to be streamed: if it is large, and each full vector of it is aligned.
-bool is_streamed(const Frames& frames, gingham::DType dtype, const MapView& map) {
-  constexpr int64_t kLarge = 32 << 20, kAlignment = 64;
-  const int64_t size = gingham::element_size(dtype);
-  if (!kCanStream || frames.count() * frames.positions() * frames.shape.channels * size < kLarge) return false;
-  const int64_t stride = frames.channels_last ? map.column_stride : map.channel_stride;
-  int64_t all = int64_t(reinterpret_cast<uintptr_t>(map.data));
-  for (int64_t elements : {map.batch_stride, map.frame_stride, stride}) all |= elements * size;
-  for (int64_t k = 0; k < frames.shape.parts; ++k) all |= frames.first_row(k) * map.row_stride * size;
-  if (!frames.whole || frames.channels_last) all |= map.row_stride * size;
-  return all % kAlignment == 0;
-}
-
 // Some neighbouring planes of a task.
-template <bool kStreamed, class E, class Sum>
-void apply_to_planes(const Frames& frames, const MapView& from_map, const MapView& to_map, const E* from,
-                     int64_t channels, const Sum* addends, const Sum* factors, E* to) {
+template <class E, class Sum>
+GINGHAM_STEP void apply_to_planes(const Frames& frames, const MapView& from_map, const MapView& to_map, const E* from,
+                                  int64_t channels, const Sum* addends, const Sum* factors, E* to) {
   constexpr int kN = kLanes<Sum>;
-  const auto put = [](E* p, Vector<Sum> v) __attribute__((always_inline)) {
-    if constexpr (kStreamed) {
-      stream(p, v);
-    } else {
-      store_narrowed(p, v);
-    }
-  };
   for (int64_t part = 0; part < frames.shape.parts; ++part) {
     const Sum* addend = addends + part * frames.shape.channels;
     for (int64_t l = 0; l < frames.lines_of(part); ++l) {
@@ -524,8 +464,8 @@ void apply_to_planes(const Frames& frames, const MapView& from_map, const MapVie
           E* grad_at = grad + c * to_map.channel_stride + x;
           prefetch_ahead(at);
           if (sizeof(E) * kN == 64) prefetch_ahead(at + kN);
-          put(grad_at, load_widened(at) * first + broadcast(addend[c]));
-          put(grad_at + kN, load_widened(at + kN) * second + broadcast(addend[c]));
+          store_narrowed(grad_at, load_widened(at) * first + broadcast(addend[c]));
+          store_narrowed(grad_at + kN, load_widened(at + kN) * second + broadcast(addend[c]));
         }
       }
       for (; x < line.length; x += kN) {
@@ -546,9 +486,9 @@ void apply_to_planes(const Frames& frames, const MapView& from_map, const MapVie
   }
 }
 
-template <bool kStreamed, class E, class Sum>
-void apply_to_positions(const Frames& frames, const MapView& from_map, const MapView& to_map, const E* from,
-                        int64_t channels, const Sum* addends, const Sum* factors, E* to) {
+template <class E, class Sum>
+GINGHAM_STEP void apply_to_positions(const Frames& frames, const MapView& from_map, const MapView& to_map,
+                                     const E* from, int64_t channels, const Sum* addends, const Sum* factors, E* to) {
   constexpr int kN = kLanes<Sum>, kAheadPositions = 8;
   for (int64_t part = 0; part < frames.shape.parts; ++part) {
     const Sum* addend = addends + part * frames.shape.channels;
@@ -561,12 +501,7 @@ void apply_to_positions(const Frames& frames, const MapView& from_map, const Map
         int64_t c = 0;
         for (; c + kN <= channels; c += kN) {
           __builtin_prefetch(f + kAheadPositions * from_map.column_stride + c, 0, 3);
-          const Vector<Sum> sum = load_widened(f + c) * factor + load(addend + c);
-          if constexpr (kStreamed) {
-            stream(grad + c, sum);
-          } else {
-            store_narrowed(grad + c, sum);
-          }
+          store_narrowed(grad + c, load_widened(f + c) * factor + load(addend + c));
         }
         if (c == channels) continue;
         const int rest = int(channels - c);
@@ -586,7 +521,6 @@ void differentiate_sums(const SpatialTemporalSumsBackward& call, int threads, vo
   Sum* factors = static_cast<Sum*>(workspace);  // [frame][position]
   for_each_index(0, frames.count(), threads, parallel_for,
                  [&](int64_t frame, int64_t) { position_factors(call, frames, frame, factors + frame * positions); });
-  const bool streamed = is_streamed(frames, call.dtype, call.grad_features);
   const int64_t tasks = frames.count() * frames.tasks_of_a_frame();
   for_each_index(0, tasks, threads, parallel_for, [&](int64_t index, int64_t) {
     const Task task(frames, index);
@@ -596,17 +530,15 @@ void differentiate_sums(const SpatialTemporalSumsBackward& call, int threads, vo
         static_cast<const Sum*>(call.grad_sums) + task.frame * call.shape.parts * channels + task.first_channel;
     const Sum* factor = factors + task.frame * positions;
     if (frames.channels_last) {
-      const auto apply = streamed ? apply_to_positions<true, E, Sum> : apply_to_positions<false, E, Sum>;
-      apply(frames, call.features, call.grad_features, from, task.channels, addends, factor, to);
+      apply_to_positions(frames, call.features, call.grad_features, from, task.channels, addends, factor, to);
     } else {
       constexpr int64_t kPlanes = 16;  // that stay in the nearest cache from one band to the next
-      const auto apply = streamed ? apply_to_planes<true, E, Sum> : apply_to_planes<false, E, Sum>;
       for (int64_t c = 0; c < task.channels; c += kPlanes) {
-        apply(frames, call.features, call.grad_features, from + c * call.features.channel_stride,
-              smaller(kPlanes, task.channels - c), addends + c, factor, to + c * call.grad_features.channel_stride);
+        apply_to_planes(frames, call.features, call.grad_features, from + c * call.features.channel_stride,
+                        smaller(kPlanes, task.channels - c), addends + c, factor,
+                        to + c * call.grad_features.channel_stride);
       }
     }
-    if (streamed) finish_streaming();
   });
 }
 

@@ -5,5 +5,15 @@ or the argument says otherwise), CuPy arrays on their own device, on the stream 
 """
 
 from gingham.array.criss_cross_attention import criss_cross_attention
+from gingham.array.spatial_temporal_attention import (
+    spatial_temporal_attention,
+    spatial_temporal_attention_from_sums,
+    spatial_temporal_sums,
+)
 
-__all__ = ["criss_cross_attention"]
+__all__ = [
+    "criss_cross_attention",
+    "spatial_temporal_attention",
+    "spatial_temporal_attention_from_sums",
+    "spatial_temporal_sums",
+]

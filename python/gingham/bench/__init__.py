@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-OPERATORS = ("criss_cross_attention",)
+OPERATORS = ("criss_cross_attention", "spatial_temporal_attention")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         >>> from gingham.bench import main
         >>> main(["--list"])
         criss_cross_attention
+        spatial_temporal_attention
         0
     """
     from gingham.bench.command import run

@@ -10,10 +10,13 @@ from gingham.nn.criss_cross_attention import (
     RecurrentCrissCrossAttention,
     RecurrentCrissCrossAttention3d,
 )
+from gingham.nn.spatial_temporal_attention import SpatialTemporalAttention, interframe_regularization
 
 __all__ = [
     "CrissCrossAttention",
     "CrissCrossAttention3d",
     "RecurrentCrissCrossAttention",
     "RecurrentCrissCrossAttention3d",
+    "SpatialTemporalAttention",
+    "interframe_regularization",
 ]
