@@ -1,4 +1,4 @@
-"""The CUDA kernels of spatial-temporal attention without a GPU (see oracles/cuda_emulation.py), against the definition."""
+"""The CUDA kernels of spatial-temporal attention without a GPU, against the definition: see oracles/cuda_emulation."""
 
 from __future__ import annotations
 

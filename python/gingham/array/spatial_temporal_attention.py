@@ -80,7 +80,7 @@ def spatial_temporal_attention(
 def spatial_temporal_sums(
     features: Any, parts: int = 4, *, energy: str = "sq", eps: float = 1e-12, threads: int | None = None
 ) -> tuple[Any, Any]:
-    """What `spatial_temporal_attention_from_sums` needs of a frame, to be kept for every clip that the frame is part of.
+    """What `spatial_temporal_attention_from_sums` needs of a frame, to be kept for all clips that it is part of.
 
     The operator of `gingham.ops.spatial_temporal_sums` (STA, https://arxiv.org/abs/1811.04129), without gradients.
 
@@ -186,9 +186,7 @@ def _check_features(
     if features.ndim != layout.count(",") + 1:
         raise ValueError(f"{name}: features must be {layout}, got shape {features.shape}")
     if 0 in (features.shape[1] if features.ndim == 5 else 1, *features.shape[-2:]):
-        raise ValueError(
-            f"{name}: features must have at least one frame, row and column, got shape {features.shape}"
-        )
+        raise ValueError(f"{name}: features must have at least one frame, row and column, got shape {features.shape}")
     count = _whole_number(name, "parts", parts)
     if not 1 <= count <= features.shape[-2]:
         raise ValueError(f"{name}: parts must be 1 to the {features.shape[-2]} rows of features, got {parts}")
@@ -216,7 +214,8 @@ def _sum_frames(module: Any, features: Any, options: tuple[int, int, float], thr
     attention = module.empty((batch, length, height, width), dtype=dtype)
     totals = module.empty((batch, length), dtype=dtype)
     if batch:
-        address, strides = view_of(module, native_map(module, features, is_channels_last(features, 2), 2))
+        readable = native_map(module, features, is_channels_last(features, 2), 2)  # to live as long as the call
+        address, strides = view_of(module, readable)
         view = address, (strides[0], strides[2], strides[1], *strides[3:])  # [batch, channel, frame, row, column]
         shape = batch, length, channels, height, width, parts
         code = FLOATING[features.dtype.name]

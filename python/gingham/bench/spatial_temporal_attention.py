@@ -1,4 +1,4 @@
-"""Spatial-temporal attention: its sizes, and what one would write instead of `gingham.ops.spatial_temporal_attention`."""
+"""Spatial-temporal attention: its sizes, and what one would use instead of `gingham.ops`' function of the name."""
 
 from __future__ import annotations
 

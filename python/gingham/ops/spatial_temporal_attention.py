@@ -54,8 +54,8 @@ def spatial_temporal_attention(
         parts: K, number of bands, 1 to H. Band k has the rows from ``k * H // K`` to ``(k + 1) * H // K``, so that
             bands share no row; where K does not divide H, their heights differ.
         energy: "sq", the squared norm over channels, as the paper's formula says: the map sums to 1. "l2", the norm:
-            the map sums to 1. "agrl", the norm: the map has an L2 norm of 1, and a band gets its mean, as in the code of
-            AGRL, which is by another author.
+            the map sums to 1. "agrl", the norm: the map has an L2 norm of 1, and a band gets its mean, as in the code
+            of AGRL, which is by another author.
         eps: totals of energy, of a frame or of a part, are taken for at least this; positive. A frame, or a part, whose
             total is not above gets no score where there is no energy, and passes no gradient to its map.
         detach_attention: whether gradients of `pooled` shall not pass through the scores.
@@ -107,7 +107,7 @@ def spatial_temporal_attention(
 def spatial_temporal_sums(
     features: Tensor, parts: int = 4, *, energy: str = "sq", eps: float = 1e-12
 ) -> tuple[Tensor, Tensor]:
-    """What `spatial_temporal_attention_from_sums` needs of a frame, to be kept for every clip that the frame is part of.
+    """What `spatial_temporal_attention_from_sums` needs of a frame, to be kept for all clips that it is part of.
 
     Source: Fu et al., STA, AAAI 2019, https://arxiv.org/abs/1811.04129, section 3.
 
@@ -150,8 +150,8 @@ def spatial_temporal_attention_from_sums(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`spatial_temporal_attention` of clips, from what `spatial_temporal_sums` says of their frames.
 
-    The results are those of `spatial_temporal_attention` to the last bit (of 16-bit features: before `pooled` is rounded
-    to their dtype).
+    The results are those of `spatial_temporal_attention` to the last bit (of 16-bit features: before `pooled` is
+    rounded to their dtype).
 
     Source: Fu et al., STA, AAAI 2019, https://arxiv.org/abs/1811.04129, section 3.
 
@@ -222,9 +222,7 @@ def _check_frames(operator: str, layout: str, features: Tensor, parts: Any, ener
         raise ValueError(f"{operator}: features must be {layout}, got {describe(features)}")
     axes = [axis for axis in range(1, features.dim()) if axis != features.dim() - 3]
     if any(features.size(axis) == 0 for axis in axes):
-        raise ValueError(
-            f"{operator}: features must have at least one frame, row and column, got {describe(features)}"
-        )
+        raise ValueError(f"{operator}: features must have at least one frame, row and column, got {describe(features)}")
     _check_number(operator, "parts", parts)
     if not 1 <= parts <= features.size(-2):
         raise ValueError(f"{operator}: parts must be 1 to the {features.size(-2)} rows of features, got {parts}")

@@ -113,15 +113,13 @@ def _bands(height: int, parts: int) -> list[slice]:
 
 def _attend(f: Tensor, rows: list[slice], energy: str, eps: float) -> tuple[Tensor, Tensor]:
     """Spatial attention [B, T, H, W], each frame's by itself, and what the bands get of it, [B, T, K]."""
-    strength = f.square().sum(dim=2)
-    if energy != "sq":
-        strength = _square_root(strength)
+    squares = f.square().sum(dim=2)
+    strength = squares if energy == "sq" else _square_root(squares)
     bands = torch.stack([strength[:, :, band].sum(dim=(2, 3)) for band in rows], dim=2)
+    total = bands.sum(dim=2)
     if energy == "agrl":
         bands = bands / torch.tensor([f.size(4) * (band.stop - band.start) for band in rows], device=f.device)
-        total = _square_root(strength.square().sum(dim=(2, 3)))
-    else:
-        total = bands.sum(dim=2)
+        total = _square_root(squares.sum(dim=(2, 3)))
     return _divide(strength, total[:, :, None, None], eps), _divide(bands, total[:, :, None], eps)
 
 
