@@ -11,6 +11,7 @@
 #include "gingham/cosine_similarity_map.h"
 #include "gingham/criss_cross_attention.h"
 #include "gingham/k_reciprocal_rerank.h"
+#include "gingham/spatial_temporal_attention.h"
 
 namespace gingham::cpu {
 namespace {
@@ -111,5 +112,9 @@ GINGHAM_DISPATCH(CosineSimilarityMapBackward)
 GINGHAM_DISPATCH(CrissCrossForward)
 GINGHAM_DISPATCH(CrissCrossBackward)
 GINGHAM_DISPATCH(KReciprocalRerankForward)
+GINGHAM_DISPATCH(SpatialTemporalSums)
+GINGHAM_DISPATCH(SpatialTemporalSumsBackward)
+GINGHAM_DISPATCH(SpatialTemporalPooling)
+GINGHAM_DISPATCH(SpatialTemporalPoolingBackward)
 
 }  // namespace gingham::cpu

@@ -34,5 +34,6 @@ T* pointer(uintptr_t address) {
 void bind_cosine_similarity_map(py::module_& m);
 void bind_criss_cross_attention(py::module_& m);
 void bind_k_reciprocal_rerank(py::module_& m);
+void bind_spatial_temporal_attention(py::module_& m);
 
 }  // namespace gingham::python

@@ -279,5 +279,7 @@ void define_criss_cross_attention(Library& library);
 void implement_criss_cross_attention(Library& library, bool cuda);
 void define_k_reciprocal_rerank(Library& library);
 void implement_k_reciprocal_rerank(Library& library);
+void define_spatial_temporal_attention(Library& library);
+void implement_spatial_temporal_attention(Library& library, bool cuda);
 
 }  // namespace gingham::torch_front

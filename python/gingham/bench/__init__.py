@@ -14,6 +14,7 @@ OPERATORS = (
     "cosine_similarity_map",
     "criss_cross_attention",
     "k_reciprocal_rerank",
+    "spatial_temporal_attention",
 )
 
 
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cosine_similarity_map
         criss_cross_attention
         k_reciprocal_rerank
+        spatial_temporal_attention
         0
     """
     from gingham.bench.command import run

@@ -11,6 +11,7 @@ from gingham.nn.criss_cross_attention import (
     RecurrentCrissCrossAttention,
     RecurrentCrissCrossAttention3d,
 )
+from gingham.nn.spatial_temporal_attention import SpatialTemporalAttention, interframe_regularization
 
 __all__ = [
     "CosineSimilarityMap",
@@ -18,4 +19,6 @@ __all__ = [
     "CrissCrossAttention3d",
     "RecurrentCrissCrossAttention",
     "RecurrentCrissCrossAttention3d",
+    "SpatialTemporalAttention",
+    "interframe_regularization",
 ]

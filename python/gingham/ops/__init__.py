@@ -3,5 +3,17 @@
 from gingham.ops.cosine_similarity_map import cosine_similarity_map
 from gingham.ops.criss_cross_attention import criss_cross_attention
 from gingham.ops.k_reciprocal_rerank import k_reciprocal_rerank
+from gingham.ops.spatial_temporal_attention import (
+    spatial_temporal_attention,
+    spatial_temporal_attention_from_sums,
+    spatial_temporal_sums,
+)
 
-__all__ = ["cosine_similarity_map", "criss_cross_attention", "k_reciprocal_rerank"]
+__all__ = [
+    "cosine_similarity_map",
+    "criss_cross_attention",
+    "k_reciprocal_rerank",
+    "spatial_temporal_attention",
+    "spatial_temporal_attention_from_sums",
+    "spatial_temporal_sums",
+]
