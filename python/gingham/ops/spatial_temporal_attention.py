@@ -210,7 +210,8 @@ def _check_number(operator: str, name: str, value: Any) -> None:
 
 
 def _check_eps(operator: str, eps: Any) -> None:
-    if isinstance(eps, bool) or not isinstance(eps, (numbers.Real, torch.SymFloat, torch.SymInt)):
+    is_number = isinstance(eps, (numbers.Real, torch.SymFloat, torch.SymInt)) and not isinstance(eps, bool)
+    if not is_number:
         raise TypeError(f"{operator}: eps must be a number, got {describe(eps)}")
     if not eps > 0:
         raise ValueError(f"{operator}: eps must be positive, got {eps}")
