@@ -152,8 +152,8 @@ def spatial_temporal_attention_from_sums(
     count = thread_count(_FROM_SUMS, threads, module)
     batch, length, parts, channels = sums.shape
     with on_device_of(module, sums):
-        whole = [module.ascontiguousarray(x) for x in (sums, energies)]
-        return _pool(module, (batch, length, channels, n, 1, parts), sums.dtype, least, *whole, count)
+        sums, energies = module.ascontiguousarray(sums), module.ascontiguousarray(energies)
+        return _pool(module, (batch, length, channels, n, 1, parts), sums.dtype, least, sums, energies, count)
 
 
 # ------------------------------------------------------------------------------------------------ checks

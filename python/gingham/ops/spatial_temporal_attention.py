@@ -212,7 +212,7 @@ def _check_number(operator: str, name: str, value: Any) -> None:
 def _check_eps(operator: str, eps: Any) -> None:
     if isinstance(eps, bool) or not isinstance(eps, (numbers.Real, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"{operator}: eps must be a number, got {describe(eps)}")
-    if not eps > 0:
+    if not 0 < _as_float(eps):
         raise ValueError(f"{operator}: eps must be positive, got {eps}")
 
 
