@@ -21,7 +21,7 @@ demo: $(STAMP)
 	$(BIN)/gingham demo ccnet --quick --out demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 wheel:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
