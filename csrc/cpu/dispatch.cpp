@@ -11,6 +11,8 @@
 #include "gingham/cosine_similarity_map.h"
 #include "gingham/criss_cross_attention.h"
 #include "gingham/k_reciprocal_rerank.h"
+#include "gingham/masked_average_pool.h"
+#include "gingham/masked_similarity.h"
 #include "gingham/spatial_temporal_attention.h"
 
 namespace gingham::cpu {
@@ -112,6 +114,10 @@ GINGHAM_DISPATCH(CosineSimilarityMapBackward)
 GINGHAM_DISPATCH(CrissCrossForward)
 GINGHAM_DISPATCH(CrissCrossBackward)
 GINGHAM_DISPATCH(KReciprocalRerankForward)
+GINGHAM_DISPATCH(MaskedAveragePoolForward)
+GINGHAM_DISPATCH(MaskedAveragePoolBackward)
+GINGHAM_DISPATCH(MaskedSimilarityForward)
+GINGHAM_DISPATCH(MaskedSimilarityBackward)
 GINGHAM_DISPATCH(SpatialTemporalSums)
 GINGHAM_DISPATCH(SpatialTemporalSumsBackward)
 GINGHAM_DISPATCH(SpatialTemporalPooling)

@@ -13,5 +13,7 @@ PYBIND11_MODULE(_native, m) {
   gingham::python::bind_cosine_similarity_map(m);
   gingham::python::bind_criss_cross_attention(m);
   gingham::python::bind_k_reciprocal_rerank(m);
+  gingham::python::bind_masked_average_pool(m);
+  gingham::python::bind_masked_similarity(m);
   gingham::python::bind_spatial_temporal_attention(m);
 }

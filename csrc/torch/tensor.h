@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -230,6 +231,12 @@ inline double double_argument(StableIValue value) {
 
 inline int64_t int_argument(StableIValue value) { return int64_t(value); }
 inline bool bool_argument(StableIValue value) { return (value & 1) != 0; }
+// A tensor that may be None is null or the address of the value, allocated for us.
+inline std::optional<Tensor> optional_tensor_argument(StableIValue value) {
+  const std::unique_ptr<StableIValue> inner(reinterpret_cast<StableIValue*>(value));
+  if (!inner) return std::nullopt;
+  return tensor_argument(*inner);
+}
 
 constexpr uint64_t kBuildVersion = (2ull << 56) | (10ull << 48);  // the calling convention of torch 2.10
 
@@ -279,6 +286,10 @@ void define_criss_cross_attention(Library& library);
 void implement_criss_cross_attention(Library& library, bool cuda);
 void define_k_reciprocal_rerank(Library& library);
 void implement_k_reciprocal_rerank(Library& library);
+void define_masked_average_pool(Library& library);
+void implement_masked_average_pool(Library& library, bool cuda);
+void define_masked_similarity(Library& library);
+void implement_masked_similarity(Library& library, bool cuda);
 void define_spatial_temporal_attention(Library& library);
 void implement_spatial_temporal_attention(Library& library, bool cuda);
 
