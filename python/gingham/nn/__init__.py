@@ -11,12 +11,16 @@ from gingham.nn.criss_cross_attention import (
     RecurrentCrissCrossAttention,
     RecurrentCrissCrossAttention3d,
 )
+from gingham.nn.masked_average_pool import MaskedAveragePool
+from gingham.nn.masked_similarity import MaskedSimilarity
 from gingham.nn.spatial_temporal_attention import SpatialTemporalAttention, interframe_regularization
 
 __all__ = [
     "CosineSimilarityMap",
     "CrissCrossAttention",
     "CrissCrossAttention3d",
+    "MaskedAveragePool",
+    "MaskedSimilarity",
     "RecurrentCrissCrossAttention",
     "RecurrentCrissCrossAttention3d",
     "SpatialTemporalAttention",
