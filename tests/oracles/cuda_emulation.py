@@ -59,7 +59,7 @@ class Arena:
         address = self.library.allocate_guarded(size)
         self.owned.append((address, size))
         flat = np.frombuffer((ctypes.c_char * size).from_address(address), dtype=np.uint8).view(dtype)[:count]
-        flat[...] = np.nan
+        flat[...] = np.iinfo(flat.dtype).max if np.issubdtype(flat.dtype, np.integer) else np.nan
         whole = flat.reshape(stored).transpose(np.argsort(memory_axes))
         return whole[tuple(slice(0, s) for s in shape)]
 
