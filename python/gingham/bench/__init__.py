@@ -14,6 +14,8 @@ OPERATORS = (
     "cosine_similarity_map",
     "criss_cross_attention",
     "k_reciprocal_rerank",
+    "masked_average_pool",
+    "masked_similarity",
     "spatial_temporal_attention",
 )
 
@@ -30,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cosine_similarity_map
         criss_cross_attention
         k_reciprocal_rerank
+        masked_average_pool
+        masked_similarity
         spatial_temporal_attention
         0
     """
