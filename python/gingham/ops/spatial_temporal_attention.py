@@ -213,7 +213,7 @@ def _check_eps(operator: str, eps: Any) -> None:
     is_number = isinstance(eps, (numbers.Real, torch.SymFloat, torch.SymInt)) and not isinstance(eps, bool)
     if not is_number:
         raise TypeError(f"{operator}: eps must be a number, got {describe(eps)}")
-    if not 0 < _as_float(eps):
+    if not _as_float(eps) > 0:
         raise ValueError(f"{operator}: eps must be positive, got {eps}")
 
 
