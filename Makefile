@@ -7,7 +7,7 @@ OPERATORS := $(filter-out core,$(basename $(notdir $(wildcard csrc/include/gingh
 OPERATOR_TESTS := $(OPERATORS:%=tests/test_%.py) tests/test_array.py
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test wheel lint install sanitize clean
+.PHONY: demo test fuzz wheel lint install sanitize clean
 
 install: $(STAMP)
 
@@ -22,6 +22,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile
+
+# Random calls of every operator, well-formed and malformed; a few minutes.
+fuzz: $(STAMP)
+	$(BIN)/python tools/fuzz_operators.py --calls 20000
 
 wheel:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -366,15 +366,18 @@ def test_no_prototypes(layout: Callable[[Tensor], Tensor]) -> None:
     assert grad_prototypes.shape == (2, 0, 19)
 
 
-@pytest.mark.parametrize("layout", [contiguous, channels_last])
-@pytest.mark.parametrize("count", [2, 9])
+@pytest.mark.parametrize("layout", [contiguous, channels_last, sliced])
+@pytest.mark.parametrize(("channels", "count"), [(19, 2), (19, 9), (1, 2)])
 @pytest.mark.parametrize(("batch", "size"), [(0, (4, 5)), (2, (0, 5)), (2, (4, 0)), (0, (0, 0))])
-def test_empty_maps(batch: int, size: tuple[int, int], count: int, layout: Callable[[Tensor], Tensor]) -> None:
-    output, grad_features, grad_prototypes = run(*laid_out(layout, maps(*size, batch=batch, count=count)))
+def test_empty_maps(
+    batch: int, size: tuple[int, int], channels: int, count: int, layout: Callable[[Tensor], Tensor]
+) -> None:
+    arguments = maps(*size, batch=batch, channels=channels, count=count)
+    output, grad_features, grad_prototypes = run(*laid_out(layout, arguments))
     assert output.shape == (batch, count, *size)
-    assert grad_features.shape == (batch, 19, *size)
+    assert grad_features.shape == (batch, channels, *size)
     assert not bool(grad_prototypes.any())
-    assert grad_prototypes.shape == (batch, count, 19)
+    assert grad_prototypes.shape == (batch, count, channels)
 
 
 @pytest.mark.parametrize(

@@ -338,7 +338,7 @@ struct Backward : Common<E> {
         channel_blocks(is_few() ? Blocks::of(channels, kFewChannels)
                                 : Blocks::for_products(channels, kPanelChannels, kN)),
         pixel_blocks(lines.count * blocks.count),
-        groups(sums_over_channels() ? 1 : smaller(pixel_blocks, kMostGroups)),
+        groups(sums_over_channels() ? 1 : larger(1, smaller(pixel_blocks, kMostGroups))),
         images(images_at_a_time(threads)),
         sum_rows(is_few() ? rows() : round_up(prototypes, kTileRows)) {
     Arena arena(workspace);

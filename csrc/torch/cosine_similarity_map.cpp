@@ -12,6 +12,7 @@ namespace {
 constexpr Checks require("cosine_similarity_map");
 
 CosineSimilarityMapShape checked_shape(const Tensor& features, const Tensor& prototypes) {
+  require.floating(features);
   require(features.dim() == 4, "features must be [B, C, H, W]");
   require(prototypes.dim() == 3, "prototypes must be [B, P, C]");
   require(features.size(1) > 0, "features must have at least one channel");

@@ -10,6 +10,7 @@ namespace {
 constexpr Checks require("criss_cross_attention");
 
 CrissCrossShape checked_shape(const Tensor& query, const Tensor& key, const Tensor& value) {
+  require.floating(query);
   const int64_t dim = query.dim();
   require(dim == 4 || dim == 5, "query must be [B, Ck, H, W] or [B, Ck, T, H, W]");
   for (const Tensor* map : {&key, &value}) {

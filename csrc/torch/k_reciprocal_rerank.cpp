@@ -18,6 +18,7 @@ FeatureRows rows_of(const Tensor& features, Tensor& copy) {
 
 void forward(StableIValue* stack, uint64_t, uint64_t) {
   Tensor query = tensor_argument(stack[0]), gallery = tensor_argument(stack[1]);
+  require.floating(query);
   require(query.dim() == 2, "query_features must be [Nq, D]");
   require(gallery.dim() == 2, "gallery_features must be [Ng, D]");
   require(gallery.dtype() == query.dtype(), "query_features and gallery_features must have one dtype");

@@ -55,6 +55,7 @@ MapView frames_view(const Tensor& features, void* data) {
 }
 
 SpatialTemporalShape checked_shape(const Checks& require, const Tensor& features, int64_t parts) {
+  require.floating(features);
   const int64_t dim = features.dim();
   SpatialTemporalShape shape;
   shape.batch = features.size(0);
@@ -301,6 +302,7 @@ void sums_backward(StableIValue* stack, uint64_t, uint64_t) {
 // sums [B, T, K, C]; only the number of positions is known of the features.
 Arrays arrays_from_sums(const Tensor& sums, int64_t positions) {
   const Checks& require = require_from_sums;
+  require.floating(sums);
   require(sums.dim() == 4, "sums must be [B, T, K, C]");
   require(sums.dtype() == sums_dtype(sums), "sums must be float32 or float64");
   require(sums.size(1) > 0 && sums.size(2) > 0, "sums must have at least one frame and part");

@@ -104,6 +104,12 @@ class Checks {
   void same_device(const Tensor& tensor, const Tensor& like, const char* message) const {
     (*this)(tensor.device_type() == like.device_type() && tensor.device_index() == like.device_index(), message);
   }
+  void floating(const Tensor& tensor) const {
+    for (const int32_t dtype : {aoti_torch_dtype_float32(), aoti_torch_dtype_float64(), aoti_torch_dtype_float16()}) {
+      if (tensor.dtype() == dtype) return;
+    }
+    (*this)(tensor.dtype() == aoti_torch_dtype_bfloat16(), "expected float32, float64, float16 or bfloat16 tensors");
+  }
   // Shape, dtype and device.
   void same(const Tensor& tensor, const int64_t* sizes, int64_t dim, int32_t dtype, const Tensor& like,
             const char* message) const {

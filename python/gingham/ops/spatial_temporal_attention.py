@@ -213,7 +213,11 @@ def _check_eps(operator: str, eps: Any) -> None:
     is_number = isinstance(eps, (numbers.Real, torch.SymFloat, torch.SymInt)) and not isinstance(eps, bool)
     if not is_number:
         raise TypeError(f"{operator}: eps must be a number, got {describe(eps)}")
-    if not _as_float(eps) > 0:
+    try:
+        value = _as_float(eps)
+    except OverflowError:
+        raise ValueError(f"{operator}: eps must be in the range of float64, got a number beyond") from None
+    if not value > 0:
         raise ValueError(f"{operator}: eps must be positive, got {eps}")
 
 
