@@ -6,11 +6,6 @@
 
 namespace gingham::torch_front {
 
-inline int32_t sum_dtype(const Tensor& features) {
-  static const int32_t kFloat32 = aoti_torch_dtype_float32(), kFloat64 = aoti_torch_dtype_float64();
-  return features.dtype() == kFloat64 ? kFloat64 : kFloat32;
-}
-
 inline MaskType mask_type_of(const Tensor& mask) {
   static const int32_t kBool = aoti_torch_dtype_bool(), kUint8 = aoti_torch_dtype_uint8();
   if (mask.dtype() == kBool || mask.dtype() == kUint8) return MaskType::uint8;
