@@ -14,6 +14,7 @@
 #include "gingham/masked_average_pool.h"
 #include "gingham/masked_similarity.h"
 #include "gingham/spatial_temporal_attention.h"
+#include "gingham/roi_pool.h"
 
 namespace gingham::cpu {
 namespace {
@@ -122,5 +123,8 @@ GINGHAM_DISPATCH(SpatialTemporalSums)
 GINGHAM_DISPATCH(SpatialTemporalSumsBackward)
 GINGHAM_DISPATCH(SpatialTemporalPooling)
 GINGHAM_DISPATCH(SpatialTemporalPoolingBackward)
+GINGHAM_DISPATCH(RoiPoolForward)
+GINGHAM_DISPATCH(RoiPoolBackward)
+GINGHAM_DISPATCH(RoiPoolPlaces)
 
 }  // namespace gingham::cpu

@@ -18,6 +18,15 @@ __device__ inline T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
+// Bit i says whether the condition holds in lane i.
+__device__ inline uint32_t ballot(bool condition) { return __ballot_sync(0xffffffffu, condition); }
+
+// Lanes see what others of their warp wrote to shared memory before.
+__device__ inline void synchronize_warp() { __syncwarp(); }
+
+// The lowest bit that is set; there is one.
+__device__ inline int lowest_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
+
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // not to be reported again to whoever asks next

@@ -38,5 +38,6 @@ void bind_k_reciprocal_rerank(py::module_& m);
 void bind_masked_average_pool(py::module_& m);
 void bind_masked_similarity(py::module_& m);
 void bind_spatial_temporal_attention(py::module_& m);
+void bind_roi_pool(py::module_& m);
 
 }  // namespace gingham::python

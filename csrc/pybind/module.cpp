@@ -16,4 +16,5 @@ PYBIND11_MODULE(_native, m) {
   gingham::python::bind_masked_average_pool(m);
   gingham::python::bind_masked_similarity(m);
   gingham::python::bind_spatial_temporal_attention(m);
+  gingham::python::bind_roi_pool(m);
 }

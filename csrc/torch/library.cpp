@@ -12,6 +12,7 @@ const bool kRegistered = [] {
   define_masked_average_pool(definitions);
   define_masked_similarity(definitions);
   define_spatial_temporal_attention(definitions);
+  define_roi_pool(definitions);
 
   Library cpu = Library::kernels("CPU", __FILE_NAME__, __LINE__);
   implement_cosine_similarity_map(cpu, false);
@@ -20,6 +21,7 @@ const bool kRegistered = [] {
   implement_masked_average_pool(cpu, false);
   implement_masked_similarity(cpu, false);
   implement_spatial_temporal_attention(cpu, false);
+  implement_roi_pool(cpu, false);
 
 #if defined(GINGHAM_CUDA)
   Library cuda = Library::kernels("CUDA", __FILE_NAME__, __LINE__);
@@ -28,6 +30,7 @@ const bool kRegistered = [] {
   implement_masked_average_pool(cuda, true);
   implement_masked_similarity(cuda, true);
   implement_spatial_temporal_attention(cuda, true);
+  implement_roi_pool(cuda, true);
 #endif
   return true;
 }();

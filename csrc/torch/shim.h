@@ -44,6 +44,7 @@ int32_t aoti_torch_dtype_float64();
 int32_t aoti_torch_dtype_uint8();
 int32_t aoti_torch_dtype_bool();
 int32_t aoti_torch_dtype_int64();
+int32_t aoti_torch_dtype_int32();
 
 AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t grain, void (*function)(int64_t, int64_t, void*),
                                   void* context);

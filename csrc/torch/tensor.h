@@ -298,5 +298,7 @@ void define_masked_similarity(Library& library);
 void implement_masked_similarity(Library& library, bool cuda);
 void define_spatial_temporal_attention(Library& library);
 void implement_spatial_temporal_attention(Library& library, bool cuda);
+void define_roi_pool(Library& library);
+void implement_roi_pool(Library& library, bool cuda);
 
 }  // namespace gingham::torch_front

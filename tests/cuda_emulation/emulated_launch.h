@@ -15,6 +15,20 @@ inline T shuffle_xor(T value, int mask) {
                                       [&](const T* lanes, int lane) { return lanes[lane ^ mask]; });
 }
 
+inline uint32_t ballot(bool condition) {
+  return emulation::device.collective("ballot", condition, [](const bool* lanes, int) {
+    uint32_t bits = 0;
+    for (int i = 0; i < 32; ++i) bits |= static_cast<uint32_t>(lanes[i]) << i;
+    return bits;
+  });
+}
+
+inline void synchronize_warp() {
+  emulation::device.collective("synchronize_warp", 0, [](const int*, int) { return 0; });
+}
+
+inline int lowest_bit(uint32_t bits) { return __builtin_ctz(bits); }
+
 // So small a device that batches are taken in parts.
 inline int64_t multiprocessors() { return 1; }
 inline int64_t cache_bytes() { return 1024; }

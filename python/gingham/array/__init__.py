@@ -9,6 +9,7 @@ from gingham.array.criss_cross_attention import criss_cross_attention
 from gingham.array.k_reciprocal_rerank import k_reciprocal_rerank
 from gingham.array.masked_average_pool import masked_average_pool
 from gingham.array.masked_similarity import masked_similarity
+from gingham.array.roi_pool import roi_pool
 from gingham.array.spatial_temporal_attention import (
     spatial_temporal_attention,
     spatial_temporal_attention_from_sums,
@@ -21,6 +22,7 @@ __all__ = [
     "k_reciprocal_rerank",
     "masked_average_pool",
     "masked_similarity",
+    "roi_pool",
     "spatial_temporal_attention",
     "spatial_temporal_attention_from_sums",
     "spatial_temporal_sums",

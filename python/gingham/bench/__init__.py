@@ -16,6 +16,7 @@ OPERATORS = (
     "k_reciprocal_rerank",
     "masked_average_pool",
     "masked_similarity",
+    "roi_pool",
     "spatial_temporal_attention",
 )
 
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         k_reciprocal_rerank
         masked_average_pool
         masked_similarity
+        roi_pool
         spatial_temporal_attention
         0
     """

@@ -13,6 +13,7 @@ from gingham.nn.criss_cross_attention import (
 )
 from gingham.nn.masked_average_pool import MaskedAveragePool
 from gingham.nn.masked_similarity import MaskedSimilarity
+from gingham.nn.roi_pool import RoIPool
 from gingham.nn.spatial_temporal_attention import SpatialTemporalAttention, interframe_regularization
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "MaskedSimilarity",
     "RecurrentCrissCrossAttention",
     "RecurrentCrissCrossAttention3d",
+    "RoIPool",
     "SpatialTemporalAttention",
     "interframe_regularization",
 ]

@@ -41,8 +41,8 @@ class Registered:
         fake: shapes without data of the outputs, from the arguments of the operator, which it checks: where one tensor
             is without data, no kernel sees any.
         fake_backward: the same of the backward operator.
-        outputs, returned, without_gradient, kept: see above; by default every output is kept, at least one must be, and
-            they must be neighbours.
+        outputs, returned, without_gradient, kept: see above; by default every output is kept; those that are must be
+            neighbours. An operator of one output returns it alone.
         autocast: what autocast does to the tensors: `lower` or `promote`.
         vmap, vmap_backward: rules ``(call, info, in_dims, *arguments)``; by default the mapped axis is folded into the
             batch.
@@ -82,7 +82,8 @@ class Registered:
         raw, raw_backward_op = raw_forward._op, raw_backward._op
 
         kept_outputs = tuple(range(outputs) if kept is None else kept)
-        pick = slice(kept_outputs[0], kept_outputs[-1] + 1)  # of neighbours, faster than one by one
+        # Of neighbours, faster than one by one.
+        pick = slice(kept_outputs[0], kept_outputs[-1] + 1) if kept_outputs else slice(0)
         if kept_outputs != tuple(range(outputs))[pick]:
             raise ValueError(f"kept must be neighbouring outputs, got {kept_outputs}")
         with_gradient = [i for i in range(returned) if i not in without_gradient]
@@ -109,10 +110,11 @@ class Registered:
             @staticmethod
             def forward(ctx: Any, *arguments: Any) -> Any:
                 results = raw(*arguments)
-                ctx.save_for_backward(*arguments[:tensors], *results[pick])
+                kept = (results,)[pick] if outputs == 1 else results[pick]
+                ctx.save_for_backward(*arguments[:tensors], *kept)
                 ctx.options = arguments[tensors:]
                 if returned == 1:
-                    return results[0]
+                    return results if outputs == 1 else results[0]
                 for i in without_gradient:
                     ctx.mark_non_differentiable(results[i])
                 return tuple(results[:returned])
@@ -215,6 +217,8 @@ class Registered:
                         if x.requires_grad:
                             return recorded(*arguments)
                 results = raw(*arguments)
+            if outputs == 1:
+                return results
             return results[0] if returned == 1 else tuple(results[:returned])
 
         self.call = call

@@ -1,0 +1,256 @@
+"""RoI max pooling (Girshick, Fast R-CNN, https://arxiv.org/abs/1504.08083), as a torch function."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gingham.ops._register import (
+    Registered,
+    autocast_dtype,
+    check_tensor,
+    describe,
+    empty_map,
+    fold_into_batch,
+    is_channels_last,
+)
+
+
+def roi_pool(
+    features: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    spatial_scale: float = 1.0,
+) -> Tensor:
+    """The largest pixel in each bin of a grid over each box; zero in bins that lie outside of the map.
+
+    Source: Girshick, Fast R-CNN, ICCV 2015, section 2.1, https://arxiv.org/abs/1504.08083. The same numbers as those of
+    ``torchvision.ops.roi_pool``, bit for bit, gradients included, in float32 and float64.
+
+    A box covers the pixels from ``round(x1 * spatial_scale)`` to ``round(x2 * spatial_scale)``, both included, rounded
+    half away from zero, and at least one. Bins that do not divide it overlap. The grid is that of the whole box where
+    the map covers a part of it.
+
+    Args:
+        features: [B, C, H, W]; float32, float64, float16 or bfloat16, on CPU or CUDA, with any strides (maps whose
+            columns or channels are adjacent in memory are read in place). H * W is less than 2^31.
+        boxes: [N, 5], rows (image, x1, y1, x2, y2) with an image in [0, B), or a list of B tensors [n, 4], one an
+            image; float64 beside float64 features, otherwise float32. Any finite coordinates; they have no gradient.
+        output_size: bins (down, across), or one number for both; positive.
+        spatial_scale: pixels of the map per unit of the boxes, any finite number.
+
+    Returns:
+        [N, C, *output_size] in the dtype and memory format of `features`. Pixels that are not greater than
+        -3.4028235e38, NaN among them, never win; a bin that has no others is -3.4028235e38 (-inf in float16 and
+        bfloat16) and has no gradient. That of other bins goes to their first maximum in raster order. Under autocast
+        `features` keep their dtype, as a maximum is exact, and boxes are cast to float32.
+
+    Note:
+        On CUDA no box is looked at before the kernel runs: one that names no image or has a coordinate that is not
+        finite gives NaN, and no gradient, where the CPU raises.
+
+        Backward finds the maxima anew, so that nothing is kept but the inputs, and adds in a fixed order, without
+        atomics, on CUDA too.
+
+    Raises:
+        TypeError: an argument is no tensor or of a dtype that is not supported.
+        ValueError: shapes or devices do not agree; a box names no image or is not finite (on the CPU); `output_size` is
+            not positive; `spatial_scale` is not finite.
+
+    Example:
+        >>> import torch
+        >>> ramp = torch.arange(1.0, 65.0).reshape(1, 1, 8, 8)
+        >>> roi_pool(ramp, torch.tensor([[0.0, 0.0, 0.0, 3.0, 3.0]]), 2).squeeze()
+        tensor([[10., 12.],
+                [26., 28.]])
+    """
+    try:
+        given, size = boxes, output_size
+        if type(boxes) is not Tensor and not isinstance(boxes, Tensor):
+            boxes = join_boxes(features, boxes)
+        rows, columns = (size, size) if type(size) is int else _as_pair(size)
+        if type(spatial_scale) is not float:
+            spatial_scale = _as_float(spatial_scale)
+        is_compiling = torch.compiler.is_compiling()
+        # Each of these questions takes a tenth of a microsecond; torch.compile cannot trace the second.
+        if is_compiling or torch._C._is_any_autocast_enabled():
+            features, boxes = _autocast((features, boxes))
+        if is_compiling:
+            _check(features, boxes, rows, columns, spatial_scale)
+        result: Tensor = _call(features, boxes, rows, columns, spatial_scale)
+        return result
+    except (RuntimeError, TypeError, AttributeError) as error:
+        if isinstance(given, Tensor) or isinstance(boxes, Tensor):
+            _check(features, boxes, *_as_pair(size), _as_float(spatial_scale))
+        message = str(error)
+        if isinstance(error, RuntimeError) and "must name an image" in message:
+            raise ValueError(message[message.index("roi_pool: ") :].splitlines()[0]) from None
+        raise
+
+
+def join_boxes(features: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+    """[N, 5] boxes with the image in front, from a list of [n, 4] boxes, one tensor an image."""
+    check_tensor("roi_pool", "features", features)
+    if not isinstance(boxes, (list, tuple)):
+        raise TypeError(f"roi_pool: boxes must be a tensor or a list of tensors, got {describe(boxes)}")
+    if features.dim() != 4 or len(boxes) != features.size(0):
+        raise ValueError(
+            f"roi_pool: boxes must be a list of B tensors for features [B, C, H, W], got {len(boxes)} tensors "
+            f"and features {list(features.shape)}"
+        )
+    for i, x in enumerate(boxes):
+        check_tensor("roi_pool", f"boxes[{i}]", x)
+        if x.dim() != 2 or x.size(1) != 4:
+            raise ValueError(f"roi_pool: boxes[{i}] must be [n, 4], got {list(x.shape)}")
+        if x.device != features.device:
+            raise ValueError(f"roi_pool: boxes[{i}] must be on the device of features, got {describe(x)}")
+    boxes = [_autocast((features, x))[1] for x in boxes]
+    if not boxes:
+        return features.new_empty(0, 5, dtype=_dtype_of_boxes(features))
+    images = [x.new_full((x.size(0), 1), i) for i, x in enumerate(boxes)]
+    return torch.cat([torch.cat(images), torch.cat(boxes)], dim=1)
+
+
+def _dtype_of_boxes(features: Tensor) -> torch.dtype:
+    return torch.float64 if features.dtype == torch.float64 else torch.float32
+
+
+def _autocast(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    features, boxes = tensors
+    if autocast_dtype(features) is None or not boxes.is_floating_point():
+        return tensors
+    return features, boxes.to(_dtype_of_boxes(features))
+
+
+def _as_pair(size: Any) -> tuple[int, int]:
+    if isinstance(size, (int, torch.SymInt)) and not isinstance(size, bool):
+        return size, size  # type: ignore[return-value]
+    whole = isinstance(size, (list, tuple)) and all(
+        isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) for n in size
+    )
+    if not whole or len(size) != 2:
+        raise TypeError(f"roi_pool: output_size must be a whole number or two, got {size!r}")
+    return size[0], size[1]
+
+
+def _as_float(scale: Any) -> Any:
+    if isinstance(scale, (float, torch.SymFloat)):
+        return scale
+    if not isinstance(scale, numbers.Real):
+        raise TypeError(f"roi_pool: spatial_scale must be a number, got {describe(scale)}")
+    try:
+        return float(scale)
+    except OverflowError:
+        raise ValueError("roi_pool: spatial_scale must be in the range of float64, got a number beyond") from None
+
+
+def _check(features: Tensor, boxes: Tensor, rows: int, columns: int, spatial_scale: float) -> None:
+    check_tensor("roi_pool", "features", features)
+    check_tensor("roi_pool", "boxes", boxes)
+    if features.dim() != 4:
+        raise ValueError(f"roi_pool: features must be [B, C, H, W], got {describe(features)}")
+    if boxes.dim() != 2 or boxes.size(1) != 5:
+        raise ValueError(f"roi_pool: boxes must be [N, 5] or a list of [n, 4], got {describe(boxes)}")
+    if boxes.dtype != _dtype_of_boxes(features):
+        expected = str(_dtype_of_boxes(features)).removeprefix("torch.")
+        raise TypeError(
+            f"roi_pool: boxes must be {expected} beside {str(features.dtype).removeprefix('torch.')} features, "
+            f"got {describe(boxes)}"
+        )
+    if boxes.device != features.device:
+        raise ValueError(
+            f"roi_pool: boxes must be on the device of features, got {describe(boxes)} "
+            f"and features {describe(features)}"
+        )
+    if rows < 1 or columns < 1:
+        raise ValueError(f"roi_pool: output_size must be positive, got {(rows, columns)}")
+    if isinstance(spatial_scale, float) and not math.isfinite(spatial_scale):
+        raise ValueError(f"roi_pool: spatial_scale must be finite, got {spatial_scale}")
+    if features.size(2) * features.size(3) >= 2**31:
+        raise ValueError(f"roi_pool: features must have fewer than 2^31 pixels, got {describe(features)}")
+
+
+# ------------------------------------------------------------------------------------------------ registration
+
+
+def _fake_forward(features: Tensor, boxes: Tensor, rows: int, columns: int, spatial_scale: float) -> Tensor:
+    _check(features, boxes, rows, columns, spatial_scale)
+    return empty_map((boxes.size(0), features.size(1), rows, columns), features, is_channels_last(features))
+
+
+def _fake_backward(
+    grad_output: Tensor, features: Tensor, boxes: Tensor, rows: int, columns: int, spatial_scale: float
+) -> Tensor:
+    return empty_map(features.shape, features, is_channels_last(features))
+
+
+def _fake_places(features: Tensor, boxes: Tensor, rows: int, columns: int, spatial_scale: float) -> Tensor:
+    _check(features, boxes, rows, columns, spatial_scale)
+    return features.new_empty((boxes.size(0), features.size(1), rows, columns), dtype=torch.int32)
+
+
+def _definition(features: Tensor, boxes: Tensor, *options: Any) -> Tensor:
+    """Pixels by the places of the maxima: has the gradients of the reference, whose steps depend on the boxes."""
+    places = _places(features.detach(), boxes, *options).flatten(2).long()  # [N, C, outputs]
+    if features.numel() == 0:
+        return (features.sum() * places).unflatten(2, options[:2])
+    image = boxes[:, 0].nan_to_num().clamp(0, features.size(0) - 1).long()  # on CUDA a box may name any
+    channel = torch.arange(features.size(1), device=features.device)
+    pixels = features.flatten(2)[image[:, None, None], channel[:, None], places.clamp(min=0)]
+    return torch.where(places >= 0, pixels, 0.0).unflatten(2, options[:2])
+
+
+def _fold_boxes(size: int, boxes: Tensor, axis: int | None, images: int) -> Tensor:
+    """Boxes of all samples, [S * N, 5], for features whose batch is that of all samples, [S * B, ...]."""
+    boxes = boxes.expand(size, *boxes.shape) if axis is None else boxes.movedim(axis, 0)  # [S, N, 5]
+    image = boxes[..., :1]
+    first = torch.arange(size, dtype=boxes.dtype, device=boxes.device)[:, None, None] * images
+    # An image that the sample has not must not become another sample's.
+    exists = (image >= 0) & (image < images) & (image == image.floor())
+    return torch.cat([torch.where(exists, image + first, -1), boxes[..., 1:]], dim=-1).flatten(0, 1)
+
+
+def _vmap(call: Any, info: Any, in_dims: Any, features: Tensor, boxes: Tensor, *options: Any) -> Any:
+    size, (features_axis, boxes_axis, *_) = info.batch_size, in_dims
+    if features_axis is None:  # one map for all samples
+        assert boxes_axis is not None
+        result = call(features, boxes.movedim(boxes_axis, 0).flatten(0, 1), *options)
+    else:
+        (folded,) = fold_into_batch(size, (features,), (features_axis,))
+        result = call(folded, _fold_boxes(size, boxes, boxes_axis, folded.size(0) // size), *options)
+    return result.unflatten(0, (size, result.size(0) // size)), 0
+
+
+def _vmap_backward(
+    call: Any, info: Any, in_dims: Any, grad_output: Tensor, features: Tensor, boxes: Tensor, *options: Any
+) -> Any:
+    size = info.batch_size
+    grad_output, features = fold_into_batch(size, (grad_output, features), in_dims[:2])
+    images = features.size(0) // size
+    result = call(grad_output, features, _fold_boxes(size, boxes, in_dims[2], images), *options)
+    return result.unflatten(0, (size, images)), 0
+
+
+_places = torch.ops.gingham.roi_pool_places.default
+torch.library.register_fake(_places, _fake_places)
+torch.library.register_vmap(_places, partial(_vmap, _places))
+
+_call = Registered(
+    "roi_pool",
+    tensors=2,
+    differentiable=(0,),
+    definition=_definition,
+    fake=_fake_forward,
+    fake_backward=_fake_backward,
+    outputs=1,
+    kept=(),
+    autocast=_autocast,
+    vmap=_vmap,
+    vmap_backward=_vmap_backward,
+).call
