@@ -71,7 +71,7 @@ def roi_pool(
                 [26., 28.]])
     """
     try:
-        given, size = boxes, output_size
+        size = output_size
         if type(boxes) is not Tensor and not isinstance(boxes, Tensor):
             boxes = join_boxes(features, boxes)
         rows, columns = (size, size) if type(size) is int else _as_pair(size)
@@ -86,7 +86,7 @@ def roi_pool(
         result: Tensor = _call(features, boxes, rows, columns, spatial_scale)
         return result
     except (RuntimeError, TypeError, AttributeError) as error:
-        if isinstance(given, Tensor) or isinstance(boxes, Tensor):
+        if isinstance(boxes, Tensor):
             _check(features, boxes, *_as_pair(size), _as_float(spatial_scale))
         message = str(error)
         if isinstance(error, RuntimeError) and "must name an image" in message:
