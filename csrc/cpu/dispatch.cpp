@@ -13,8 +13,8 @@
 #include "gingham/k_reciprocal_rerank.h"
 #include "gingham/masked_average_pool.h"
 #include "gingham/masked_similarity.h"
-#include "gingham/spatial_temporal_attention.h"
 #include "gingham/roi_pool.h"
+#include "gingham/spatial_temporal_attention.h"
 
 namespace gingham::cpu {
 namespace {
