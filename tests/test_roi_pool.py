@@ -719,6 +719,8 @@ def test_wrong_arrays(changes: dict[str, Any], error: type[Exception], message: 
         ({"boxes": torch.empty(2, 5, device="meta")}, ValueError, "boxes must be on the device of features"),
         ({"output_size": 0}, ValueError, "output_size must be positive"),
         ({"output_size": (2, -1)}, ValueError, "output_size must be positive"),
+        ({"output_size": 2**16}, ValueError, r"output_size must have fewer than 2\^31 bins"),
+        ({"output_size": 2**63}, ValueError, r"output_size must have fewer than 2\^31 bins"),
         ({"output_size": 1.5}, TypeError, "output_size must be a whole number or two"),
         ({"output_size": (1, 2, 3)}, TypeError, "output_size must be a whole number or two"),
         ({"output_size": True}, TypeError, "output_size must be a whole number or two"),

@@ -46,9 +46,12 @@ Call checked_call(const Tensor& features, const Tensor& boxes, const StableIValu
   call.shape = {features.size(0), features.size(1),         features.size(2),        features.size(3),
                 boxes.size(0),    int_argument(options[0]), int_argument(options[1])};
   call.spatial_scale = double_argument(options[2]);
-  require(call.shape.pooled_rows > 0 && call.shape.pooled_columns > 0, "output_size must be positive");
-  require(std::isfinite(call.spatial_scale), "spatial_scale must be finite");
   constexpr int64_t kMost = int64_t{1} << 31;
+  require(call.shape.pooled_rows > 0 && call.shape.pooled_columns > 0, "output_size must be positive");
+  require(call.shape.pooled_rows < kMost && call.shape.pooled_columns < kMost &&
+              call.shape.pooled_rows * call.shape.pooled_columns < kMost,
+          "output_size must have fewer than 2^31 bins");
+  require(std::isfinite(call.spatial_scale), "spatial_scale must be finite");
   require(features.size(2) < kMost && features.size(3) < kMost && features.size(2) * features.size(3) < kMost,
           "features must have fewer than 2^31 pixels");
   call.boxes = contiguous(boxes, copy).data();

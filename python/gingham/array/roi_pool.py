@@ -124,6 +124,8 @@ def _as_pair(size: Any) -> tuple[int, int]:
         raise TypeError(f"{_NAME}: output_size must be a whole number or two, got {size!r}")
     if min(pair) < 1:
         raise ValueError(f"{_NAME}: output_size must be positive, got {size!r}")
+    if pair[0] * pair[1] >= 2**31:
+        raise ValueError(f"{_NAME}: output_size must have fewer than 2^31 bins, got {size!r}")
     return pair
 
 

@@ -42,7 +42,7 @@ def roi_pool(
             columns or channels are adjacent in memory are read in place). H * W is less than 2^31.
         boxes: [N, 5], rows (image, x1, y1, x2, y2) with an image in [0, B), or a list of B tensors [n, 4], one an
             image; float64 beside float64 features, otherwise float32. Any finite coordinates; they have no gradient.
-        output_size: bins (down, across), or one number for both; positive.
+        output_size: bins (down, across), or one number for both; positive, with a product less than 2^31.
         spatial_scale: pixels of the map per unit of the boxes, any finite number.
 
     Returns:
@@ -70,24 +70,24 @@ def roi_pool(
         tensor([[10., 12.],
                 [26., 28.]])
     """
+    joined: Any = boxes
     try:
-        size = output_size
-        if type(boxes) is not Tensor and not isinstance(boxes, Tensor):
-            boxes = join_boxes(features, boxes)
-        rows, columns = (size, size) if type(size) is int else _as_pair(size)
+        if not isinstance(boxes, Tensor):
+            joined = join_boxes(features, boxes)
+        rows, columns = (output_size, output_size) if type(output_size) is int else _as_pair(output_size)
         if type(spatial_scale) is not float:
             spatial_scale = _as_float(spatial_scale)
         is_compiling = torch.compiler.is_compiling()
         # Each of these questions takes a tenth of a microsecond; torch.compile cannot trace the second.
         if is_compiling or torch._C._is_any_autocast_enabled():
-            features, boxes = _autocast((features, boxes))
+            features, joined = _autocast((features, joined))
         if is_compiling:
-            _check(features, boxes, rows, columns, spatial_scale)
-        result: Tensor = _call(features, boxes, rows, columns, spatial_scale)
+            _check(features, joined, rows, columns, spatial_scale)
+        result: Tensor = _call(features, joined, rows, columns, spatial_scale)
         return result
-    except (RuntimeError, TypeError, AttributeError) as error:
-        if isinstance(boxes, Tensor):
-            _check(features, boxes, *_as_pair(size), _as_float(spatial_scale))
+    except (RuntimeError, TypeError, AttributeError, OverflowError) as error:
+        if isinstance(joined, Tensor):
+            _check(features, joined, *_as_pair(output_size), _as_float(spatial_scale))
         message = str(error)
         if isinstance(error, RuntimeError) and "must name an image" in message:
             raise ValueError(message[message.index("roi_pool: ") :].splitlines()[0]) from None
@@ -170,6 +170,8 @@ def _check(features: Tensor, boxes: Tensor, rows: int, columns: int, spatial_sca
         )
     if rows < 1 or columns < 1:
         raise ValueError(f"roi_pool: output_size must be positive, got {(rows, columns)}")
+    if rows * columns >= 2**31:
+        raise ValueError(f"roi_pool: output_size must have fewer than 2^31 bins, got {(rows, columns)}")
     if isinstance(spatial_scale, float) and not math.isfinite(spatial_scale):
         raise ValueError(f"roi_pool: spatial_scale must be finite, got {spatial_scale}")
     if features.size(2) * features.size(3) >= 2**31:
