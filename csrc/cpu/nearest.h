@@ -302,8 +302,8 @@ struct Strips {
   int64_t items, width, count, rows_of_a_task;  // the last in strips
 
   Strips(int64_t items, int64_t channels, int64_t stripe) : items(items) {
-    const int64_t stripes = smaller(kStripItems / stripe, larger(1, kStripFeatures / (larger(1, channels) * stripe)));
-    width = stripes * stripe;
+    const int64_t fit = larger(1, kStripFeatures / (larger(1, channels) * stripe));
+    width = smaller(round_up(items, stripe), stripe * smaller(fit, kStripItems / stripe));
     count = (items + width - 1) / width;
     rows_of_a_task = larger(1, smaller(4, count / 8));
   }

@@ -108,7 +108,7 @@ def _case(
         level=level,
         headline=headline,
         passes=(Pass.FORWARD,),
-        measure_memory=items > 1000,
+        measure_memory=items >= 1000,
         longest_call=longest_call,
     )
 
@@ -117,7 +117,8 @@ OPERATOR = Operator(
     name="k_reciprocal_rerank",
     inputs="queries x gallery, features",
     cases=(
-        _case(300, 2000, 2048, level=Level.QUICK, headline=True),
+        _case(100, 900, 2048, level=Level.QUICK, longest_call=10.0),
+        _case(300, 2000, 2048, level=Level.DEFAULT, headline=True, longest_call=60.0),
         _case(3368, 15913, 2048, level=Level.FULL, longest_call=900.0),  # Market-1501
         _case(4, 60, 16, level=Level.QUICK),
     ),
