@@ -37,6 +37,7 @@ def test_random_calls_end_as_they_must() -> None:
 
 def test_every_function_has_arguments_drawn_for_it(fuzzer: ModuleType) -> None:
     assert set(gingham.ops.__all__) | set(gingham.array.__all__) <= set(fuzzer.TARGETS)
+    assert {fuzzer.target_of(name) for name in fuzzer.raw_operators()} <= set(fuzzer.TARGETS)
 
 
 def test_a_call_is_the_same_again(fuzzer: ModuleType) -> None:

@@ -223,10 +223,15 @@ def raw_operators() -> list[str]:
     return sorted({name.removeprefix("gingham::") for name in names if name.startswith("gingham::")})
 
 
+def target_of(name: str) -> str:
+    """The function that a raw operator belongs to: the longest that its name begins with."""
+    return max((target for target in TARGETS if name.removeprefix("_").startswith(target)), key=len)
+
+
 def call_of_raw(draw: Draw, name: str) -> Call:
     operator = getattr(torch.ops.gingham, name).default
     backward = name.endswith("_backward")
-    public = name.removeprefix("_").removesuffix("_backward").removesuffix("_unrecorded")
+    public = target_of(name)
     target = TARGETS[public]
     schema = [argument.name for argument in operator._schema.arguments]
     forward_arguments = target.raw(target.draw(draw))
@@ -251,6 +256,9 @@ def call_of_raw(draw: Draw, name: str) -> Call:
     else:
         arguments = {key: value for key, value in forward_arguments.items() if key in schema}
     spoilt = _spoil_some(draw, arguments)
+    for argument in operator._schema.arguments:  # a tensor for a number is torch's to refuse, or to read
+        if "Tensor" not in str(argument.type) and isinstance(arguments.get(argument.name), Tensor):
+            arguments[argument.name] = None
 
     def run() -> None:
         try:
@@ -310,6 +318,7 @@ def work(seed: int, begin: int, end: int, step: int) -> None:
     for index in range(begin, end, step):
         print(json.dumps({"begin": index}), flush=True)
         call = draw_call(seed, index)
+        print(json.dumps({"call": call.text()}), flush=True)
         failure = outcome(call)
         if failure is not None:
             print(json.dumps({"failed": index, "what": failure, "call": call.text()}), flush=True)
@@ -322,6 +331,7 @@ class Worker:
     def __init__(self, seed: int, begin: int, end: int, step: int) -> None:
         self.seed, self.end, self.step = seed, end, step
         self.current: int | None = begin
+        self.call = ""
         self.start(begin)
 
     def start(self, begin: int) -> None:
@@ -357,7 +367,9 @@ class Worker:
         for line in lines:
             said = json.loads(line)
             if "begin" in said:
-                self.current = said["begin"]
+                self.current, self.call = said["begin"], "a call that was not drawn to its end"
+            elif "failed" not in said:
+                self.call = said["call"]
             else:
                 yield said
 
@@ -371,7 +383,7 @@ class Worker:
         self.current = index + self.step if index + self.step < self.end else None
         if self.current is not None:
             self.start(self.current)
-        return {"failed": index, "what": f"{what}\n{tail}", "call": draw_call(self.seed, index).text()}
+        return {"failed": index, "what": f"{what}\n{tail}", "call": self.call}
 
 
 def fuzz(seed: int, calls: int, workers: int) -> int:

@@ -69,6 +69,8 @@ def spatial_temporal_attention(
     """
     name = "spatial_temporal_attention"
     module, options, count = _check_features(name, "[B, T, C, H, W]", features, parts, energy, eps, threads)
+    if not isinstance(return_map, bool):
+        raise TypeError(f"{name}: return_map must be a bool, got {type(return_map).__name__}")
     batch, length, channels, height, width = features.shape
     with on_device_of(module, features):
         sums, shares, attention = _sum_frames(module, features, options, count)
@@ -146,8 +148,8 @@ def spatial_temporal_attention_from_sums(
     if energies.shape != sums.shape[:3]:
         raise ValueError(f"{_FROM_SUMS}: energies must be {sums.shape[:3]} to match sums, got {energies.shape}")
     n = _whole_number(_FROM_SUMS, "positions", positions)
-    if n < 1:
-        raise ValueError(f"{_FROM_SUMS}: positions must be at least 1, got {positions}")
+    if not 1 <= n < 2**63:
+        raise ValueError(f"{_FROM_SUMS}: positions must be at least 1 and fit 64 bits, got {positions}")
     least = _checked_eps(_FROM_SUMS, eps)
     count = thread_count(_FROM_SUMS, threads, module)
     batch, length, parts, channels = sums.shape

@@ -84,12 +84,17 @@ def spatial_temporal_attention(
         True
     """
     try:
-        if type(parts) is not int or type(eps) is not float or type(detach_attention) is not bool:
-            _check_attention(features, parts, energy, eps, detach_attention)
-            eps, detach_attention = _as_float(eps), bool(detach_attention)
+        if (
+            type(parts) is not int
+            or type(eps) is not float
+            or type(detach_attention) is not bool
+            or type(return_map) is not bool
+        ):
+            _check_attention(features, parts, energy, eps, detach_attention, return_map)
+            eps = _as_float(eps)
         results: tuple[Tensor, ...]
         if torch.compiler.is_compiling():
-            _check_attention(features, parts, energy, eps, detach_attention)
+            _check_attention(features, parts, energy, eps, detach_attention, return_map)
         elif not (
             return_map
             or torch._C._are_functorch_transforms_active()
@@ -100,7 +105,9 @@ def spatial_temporal_attention(
         results = _attention.call(features, parts, _ENERGIES[energy], eps, detach_attention)
         return results if return_map else results[:3]
     except (RuntimeError, TypeError, AttributeError, KeyError):
-        _check_attention(features, parts, energy, eps, detach_attention)  # says what is wrong, if that is the reason
+        _check_attention(
+            features, parts, energy, eps, detach_attention, return_map
+        )  # says what is wrong, if that is the reason
         raise
 
 
@@ -238,11 +245,14 @@ def _check_frames(operator: str, layout: str, features: Tensor, parts: Any, ener
     _check_eps(operator, eps)
 
 
-def _check_attention(features: Tensor, parts: Any, energy: Any, eps: Any, detach_attention: Any) -> None:
+def _check_attention(
+    features: Tensor, parts: Any, energy: Any, eps: Any, detach_attention: Any, return_map: Any = False
+) -> None:
     name = "spatial_temporal_attention"
     _check_frames(name, "[B, T, C, H, W]", features, parts, energy, eps)
-    if not isinstance(detach_attention, bool):
-        raise TypeError(f"{name}: detach_attention must be a bool, got {describe(detach_attention)}")
+    for option, value in (("detach_attention", detach_attention), ("return_map", return_map)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}: {option} must be a bool, got {describe(value)}")
 
 
 def _check_sums(features: Tensor, parts: Any, energy: Any, eps: Any) -> None:
@@ -259,8 +269,8 @@ def _check_from_sums(sums: Tensor, energies: Tensor, positions: Any, eps: Any) -
     if energies.shape != sums.shape[:3]:
         raise ValueError(f"{name}: energies must be {list(sums.shape[:3])} to match sums, got {describe(energies)}")
     _check_number(name, "positions", positions)
-    if positions < 1:
-        raise ValueError(f"{name}: positions must be at least 1, got {positions}")
+    if not 1 <= positions < 2**63:
+        raise ValueError(f"{name}: positions must be at least 1 and fit 64 bits, got {positions}")
     _check_eps(name, eps)
 
 
