@@ -2,7 +2,7 @@
 //
 // A mask becomes weights at the features' resolution (bilinear.h), and the pooled vector is a weighted sum of the
 // features: one read of them, two operations an element. Channels first, a channel is a line of positions, read front
-// to back, four channels at a time, and its sum is complete; rows that do not follow each other are first brought
+// to back, a few channels at a time, and its sum is complete; rows that do not follow each other are first brought
 // together, a stretch at a time, in L1. Channels last, eight positions at a time are added to a vector of channels in
 // L1; positions are cut into at most kMostChunks chunks, whose sums are added in order. Positions before the first and
 // behind the last that have a weight (channels last: all that have none) are not read. Backward writes the outer

@@ -12,6 +12,7 @@ namespace {
 constexpr Checks require("masked_average_pool");
 
 MaskedAveragePoolShape checked_shape(const Tensor& features, const Tensor& mask) {
+  require.floating(features);
   require(features.dim() == 4, "features must be [B, C, h, w]");
   require(mask.dim() == 4 && mask.size(0) == features.size(0) && mask.size(1) == 1, "mask must be [B, 1, H, W]");
   require.same_device(mask, features, "features and mask must be on one device");
@@ -24,7 +25,7 @@ void forward(StableIValue* stack, uint64_t, uint64_t) {
   MaskedAveragePoolForward call;
   const auto& s = call.shape = checked_shape(features, mask);
   call.dtype = dtype_of(features);
-  call.mask_type = mask_type_of(mask);
+  call.mask_type = mask_type_of(require, mask);
   call.resize = resize_argument(stack[2]);
   Tensor copies[2];
   call.features = read_view(native_map(features, is_channels_last(features), copies[0]));
@@ -49,7 +50,7 @@ void backward(StableIValue* stack, uint64_t, uint64_t) {
   MaskedAveragePoolBackward call;
   const auto& s = call.shape = checked_shape(features, mask);
   call.dtype = dtype_of(features);
-  call.mask_type = mask_type_of(mask);
+  call.mask_type = mask_type_of(require, mask);
   call.resize = resize_argument(stack[5]);
   const int64_t pooled_sizes[] = {s.batch, s.channels}, weight_sizes[] = {s.batch, s.rows, s.columns};
   require.same(grad, pooled_sizes, 2, features.dtype(), features, "grad_pooled must be [B, C], like the output");

@@ -15,6 +15,7 @@ namespace {
 constexpr Checks require("masked_similarity");
 
 MaskedSimilarityShape checked_shape(const Tensor& query, const Tensor& support, const Tensor& mask) {
+  require.floating(query);
   require(query.dim() == 4, "query must be [B, C, h, w]");
   require(support.dim() == 5 && support.size(0) == query.size(0) && support.size(2) == query.size(1),
           "support must be [B, K, C, h', w']");
@@ -65,7 +66,7 @@ void forward(StableIValue* stack, uint64_t, uint64_t) {
   MaskedSimilarityForward call;
   const auto& s = call.shape = checked_shape(query, support, mask);
   call.dtype = dtype_of(query);
-  call.mask_type = mask_type_of(mask);
+  call.mask_type = mask_type_of(require, mask);
   call.resize = resize_argument(stack[4]);
   call.norms = norms_argument(stack[5], stack[6]);
   Tensor copies[4];
@@ -103,7 +104,7 @@ void backward(StableIValue* stack, uint64_t, uint64_t) {
   MaskedSimilarityBackward call;
   const auto& s = call.shape = checked_shape(query, support, mask);
   call.dtype = dtype_of(query);
-  call.mask_type = mask_type_of(mask);
+  call.mask_type = mask_type_of(require, mask);
   call.resize = resize_argument(stack[10]);
   call.norms = norms_argument(stack[11], stack[12]);
   const int32_t sums = sum_dtype(query);

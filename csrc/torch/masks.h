@@ -6,9 +6,10 @@
 
 namespace gingham::torch_front {
 
-inline MaskType mask_type_of(const Tensor& mask) {
+inline MaskType mask_type_of(const Checks& require, const Tensor& mask) {
   static const int32_t kBool = aoti_torch_dtype_bool(), kUint8 = aoti_torch_dtype_uint8();
   if (mask.dtype() == kBool || mask.dtype() == kUint8) return MaskType::uint8;
+  require.floating(mask);
   return MaskType(dtype_of(mask));
 }
 
