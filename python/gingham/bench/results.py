@@ -143,7 +143,7 @@ def from_json(data: Mapping[str, Any]) -> Report:
     """
 
     def of(kind: Any, plain: Mapping[str, Any]) -> Any:
-        return kind(**{f.name: plain[f.name] for f in fields(kind)})
+        return kind(**{f.name: plain[f.name] for f in fields(kind) if f.name in plain})
 
     rows = []
     for plain in data["rows"]:
