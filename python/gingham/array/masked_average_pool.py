@@ -94,7 +94,7 @@ def _run(module: Any, features: Any, mask: Any, resize_mask: bool, out: Any, thr
 
 def check_resize(operator_name: str, resize: str) -> None:
     """Raises ValueError unless `resize` is one of the two."""
-    if resize not in ("features", "mask"):
+    if not isinstance(resize, str) or resize not in ("features", "mask"):
         raise ValueError(f"{operator_name}: resize must be 'features' or 'mask', got {resize!r}")
 
 

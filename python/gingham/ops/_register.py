@@ -7,6 +7,8 @@ microseconds faster than a formula registered from Python.
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -346,6 +348,18 @@ def check_like(operator: str, name: str, value: Tensor, like_name: str, like: Te
             f"{operator}: {name} must be on the device of {like_name}, got {describe(value)} "
             f"and {like_name} {describe(like)}"
         )
+
+
+def check_eps(operator: str, eps: Any) -> None:
+    """Raises TypeError or ValueError unless `eps` is a finite number that is not negative."""
+    if not isinstance(eps, (numbers.Real, torch.SymFloat)):
+        raise TypeError(f"{operator}: eps must be a number, got {describe(eps)}")
+    try:
+        value = eps if isinstance(eps, torch.SymFloat) else float(eps)
+    except OverflowError:
+        raise ValueError(f"{operator}: eps must be in the range of float64, got a number beyond") from None
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{operator}: eps must be finite and not negative, got {value}")
 
 
 # ------------------------------------------------------------------------------------------------ shapes without data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from gingham import reference
 from gingham.ops._register import (
     Registered,
+    check_eps,
     check_like,
     check_tensor,
     describe,
@@ -82,14 +82,7 @@ def cosine_similarity_map(
 def _check(features: Tensor, prototypes: Tensor, eps: float, torch_compat: bool) -> None:
     check_tensor("cosine_similarity_map", "features", features)
     check_tensor("cosine_similarity_map", "prototypes", prototypes)
-    if not isinstance(eps, (numbers.Real, torch.SymFloat)):
-        raise TypeError(f"cosine_similarity_map: eps must be a number, got {describe(eps)}")
-    try:
-        threshold = eps if isinstance(eps, torch.SymFloat) else float(eps)
-    except OverflowError:
-        raise ValueError("cosine_similarity_map: eps must be in the range of float64, got a number beyond") from None
-    if not 0 <= threshold < math.inf:
-        raise ValueError(f"cosine_similarity_map: eps must be finite and not negative, got {threshold}")
+    check_eps("cosine_similarity_map", eps)
     if not isinstance(torch_compat, bool):
         raise TypeError(f"cosine_similarity_map: torch_compat must be a bool, got {describe(torch_compat)}")
     if features.dim() != 4:

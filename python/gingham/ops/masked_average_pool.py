@@ -60,9 +60,10 @@ def masked_average_pool(features: Tensor, mask: Tensor, *, resize: Literal["feat
         tensor([[2.]])
     """
     try:
-        if resize == "features":
+        # The type first: what a comparison with an array gives is no truth value.
+        if isinstance(resize, str) and resize == "features":
             resize_mask = False
-        elif resize == "mask":
+        elif isinstance(resize, str) and resize == "mask":
             resize_mask = True
         else:
             raise ValueError(f"masked_average_pool: resize must be 'features' or 'mask', got {resize!r}")

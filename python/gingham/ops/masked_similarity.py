@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from torch import Tensor
 from gingham import reference
 from gingham.ops._register import (
     Registered,
+    check_eps,
     check_like,
     check_tensor,
     describe,
@@ -87,7 +87,12 @@ def masked_similarity(
         if type(eps) is not float:
             _check(query, support, mask, *options)
             eps = float(eps)
-        if (resize != "features" and resize != "mask") or not 0.0 <= eps < math.inf or type(torch_compat) is not bool:
+        if (
+            type(resize) is not str
+            or (resize != "features" and resize != "mask")
+            or not 0.0 <= eps < math.inf
+            or type(torch_compat) is not bool
+        ):
             _check(query, support, mask, *options)
         is_compiling = torch.compiler.is_compiling()
         # Each of these questions takes a tenth of a microsecond; torch.compile cannot trace the second.
@@ -141,7 +146,9 @@ def _stack(query: Tensor, support: Any, mask: Any, valid_sizes: Tensor | None) -
 
 def _pad(maps: list[Tensor]) -> Tensor:
     height, width = (max(x.shape[axis] for x in maps) for axis in (2, 3))
-    return torch.stack([F.pad(x, (0, width - x.size(3), 0, height - x.size(2))) for x in maps], dim=1)
+    padded = [F.pad(x, (0, width - x.size(3), 0, height - x.size(2))) for x in maps]
+    with torch.autocast("cuda" if maps[0].is_cuda else "cpu", enabled=False):  # which refuses the other 16-bit dtype
+        return torch.stack(padded, dim=1)
 
 
 def _check(
@@ -153,12 +160,9 @@ def _check(
     eps: float,
     torch_compat: bool,
 ) -> None:
-    if resize not in ("features", "mask"):
+    if not isinstance(resize, str) or resize not in ("features", "mask"):
         raise ValueError(f"masked_similarity: resize must be 'features' or 'mask', got {resize!r}")
-    if not isinstance(eps, (numbers.Real, torch.SymFloat)):
-        raise TypeError(f"masked_similarity: eps must be a number, got {describe(eps)}")
-    if not 0 <= eps < math.inf or float(eps) == math.inf:
-        raise ValueError(f"masked_similarity: eps must be finite and not negative, got {eps}")
+    check_eps("masked_similarity", eps)
     if not isinstance(torch_compat, bool):
         raise TypeError(f"masked_similarity: torch_compat must be a bool, got {describe(torch_compat)}")
     _check_shapes(query, support, mask, valid_sizes)

@@ -281,9 +281,9 @@ def _sums_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _energy_name(energy: int) -> str:
+def _energy_name(operator: str, energy: int) -> str:
     if not 0 <= energy < len(_NAMES):
-        raise ValueError(f"spatial_temporal_attention: energy must be 0, 1 or 2, got {energy}")
+        raise ValueError(f"{operator}: energy must be 0, 1 or 2, got {energy}")
     return _NAMES[energy]
 
 
@@ -293,7 +293,7 @@ def _fake_gradient(features: Tensor) -> Tensor:
 
 
 def _fake_attention(features: Tensor, parts: int, energy: int, eps: float, detach_attention: bool) -> Any:
-    _check_attention(features, parts, _energy_name(energy), eps, detach_attention)
+    _check_attention(features, parts, _energy_name("spatial_temporal_attention", energy), eps, detach_attention)
     batch, length, channels, height, width = features.shape
     dtype = _sums_dtype(features)
     return (
@@ -325,7 +325,7 @@ def _define_attention(features: Tensor, parts: int, energy: int, eps: float, det
 
 
 def _fake_sums(features: Tensor, parts: int, energy: int, eps: float) -> Any:
-    _check_sums(features, parts, _energy_name(energy), eps)
+    _check_sums(features, parts, _energy_name("spatial_temporal_sums", energy), eps)
     batch, channels, height, width = features.shape
     dtype = _sums_dtype(features)
     return (
