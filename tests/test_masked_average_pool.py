@@ -373,6 +373,14 @@ def test_layout_changes_neither_result_nor_arguments(layout: Callable[[Tensor], 
     assert all(torch.equal(x, copy) for x, copy in zip(arguments, before, strict=True))
 
 
+@pytest.mark.parametrize("resize", RESIZES)
+def test_a_lone_column_may_have_any_stride(resize: str) -> None:
+    features, mask, grad = maps((3, 1), (5, 4), channels=2)
+    apart = features.movedim(0, -1).contiguous().movedim(-1, 0)
+    assert apart.stride(3) != 1 and apart.stride(1) != 1
+    check(apart, mask, grad, resize)
+
+
 @pytest.mark.parametrize("layout", [contiguous, channels_last])
 def test_gradients_have_the_memory_format_of_the_features(layout: Callable[[Tensor], Tensor]) -> None:
     features, mask, grad = maps((5, 6), (17, 13))

@@ -846,7 +846,7 @@ def test_wrong_sums_of_arrays() -> None:
         call(sums, energies.astype(np.float64), 12)
     with pytest.raises(TypeError, match="sums must be float32 or float64"):
         call(sums.astype(np.float16), energies, 12)
-    with pytest.raises(ValueError, match="positions must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="positions must be at least 1 and fit 64 bits, got 0"):
         call(sums, energies, 0)
 
 
@@ -947,7 +947,7 @@ def test_wrong_arguments_of_the_two_steps() -> None:
         ((sums.half(), energies, 6), TypeError, "sums must be float32 or float64, got float16"),
         ((sums[0], energies, 6), ValueError, r"sums must be \[B, T, K, C\]"),
         ((sums[:, :0], energies[:, :0], 6), ValueError, "at least one frame and part"),
-        ((sums, energies, 0), ValueError, "positions must be at least 1, got 0"),
+        ((sums, energies, 0), ValueError, "positions must be at least 1 and fit 64 bits, got 0"),
         ((sums, energies, 6.0), TypeError, "positions must be a whole number, got float"),
         ((None, energies, 6), TypeError, "sums must be a tensor, got NoneType"),
     ):

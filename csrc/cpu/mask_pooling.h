@@ -522,13 +522,13 @@ class MaskGradient {
     const int64_t end = smaller(begin + kPositions, extent.positions());
     if (begin >= end) return;
     const bool last = is_channels_last(map, s_.full.columns);
-    const bool joined = extent.rows <= 1 || map.row_stride == extent.columns * map.column_stride;
+    const int64_t step = last ? map.column_stride : 1;  // a lone column has any stride
+    const bool joined = extent.rows <= 1 || map.row_stride == extent.columns * step;
     const Sum* slopes = slopes_ + sample / s_.shots * s_.channels;
     Sum *products = products_ + sample * s_.positions(), *sums = scratch(worker).sums;
     for (int64_t at = begin; at < end;) {
       const int64_t row = joined ? 0 : at / extent.columns, column = joined ? at : at % extent.columns;
       const int64_t count = joined ? end - at : smaller(end - at, extent.columns - column);
-      const int64_t step = last ? map.column_stride : 1;
       const Pixels<const E> pixels{s_.at<const E>(map, sample, row) + column * step, map.channel_stride, step};
       sum_products<1>(pixels, s_.channels, count, slopes, s_.channels, sums, kSums);
       __builtin_memcpy(products + at, sums + kSums, size_t(count) * sizeof(Sum));
