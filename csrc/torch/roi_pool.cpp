@@ -37,6 +37,7 @@ template <bool cuda, class Call>
 Call checked_call(const Tensor& features, const Tensor& boxes, const StableIValue* options, Tensor& copy) {
   static const int32_t kFloat32 = aoti_torch_dtype_float32(), kFloat64 = aoti_torch_dtype_float64();
   Call call;
+  require.floating(features);
   require(features.dim() == 4, "features must be [B, C, H, W]");
   call.dtype = dtype_of(features);
   require(boxes.dim() == 2 && boxes.size(1) == 5, "boxes must be [N, 5]");
