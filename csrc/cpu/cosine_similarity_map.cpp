@@ -22,6 +22,7 @@
 #include "panel_gemm.h"
 #include "parallel.h"
 #include "simd.h"
+#include "workspace.h"
 
 namespace {
 
@@ -57,23 +58,6 @@ struct Place {
 inline Place place_of(int64_t index, int64_t lines, int64_t blocks) {
   return {index / blocks / lines, index / blocks % lines, index % blocks};
 }
-
-// Memory handed out piece by piece; with a null base it counts only.
-class Arena {
- public:
-  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
-  template <class T>
-  T* take(int64_t count) {
-    T* at = reinterpret_cast<T*>(base_ + size_);
-    size_ += size_t(round_up(count * int64_t(sizeof(T)), 64));
-    return at;
-  }
-  size_t size() const { return size_; }
-
- private:
-  char* base_;
-  size_t size_ = 0;
-};
 
 // Waking threads takes longer than so many multiplications.
 inline int threads_for(double operations, int threads) { return operations < 5e4 ? 1 : threads; }
@@ -188,13 +172,13 @@ struct Forward : Common<E> {
         blocks(is_few() ? Blocks::of(lines.length, stretch(threads))
                         : Blocks::for_products(lines.length, kPanelPixels, kN)),
         left_stride(panel_stride<U, PairAxis::position>(channels)) {
-    Arena arena(workspace);
-    widened = arena.take<Sum>((is_few() ? shape.batch * rows() : threads) * stride);
-    inverse = arena.take<Sum>(shape.batch * prototypes);
-    left = arena.take<Unit>(is_few() ? 0 : shape.batch * left_size());
+    Workspace pieces(workspace);
+    widened = pieces.take<Sum>((is_few() ? shape.batch * rows() : threads) * stride);
+    inverse = pieces.take<Sum>(shape.batch * prototypes);
+    left = pieces.take<Unit>(is_few() ? 0 : shape.batch * left_size());
     scratch_size = Scratch(*this, nullptr).size;
-    scratch = arena.take<char>(int64_t(scratch_size) * threads);
-    size = arena.size();
+    scratch = pieces.take<char>(int64_t(scratch_size) * threads);
+    size = pieces.size();
   }
 
   // The longer a stretch, the better memory is read; a pixel's sums do not depend on where its line is cut.
@@ -212,16 +196,16 @@ struct Forward : Common<E> {
     size_t size;
 
     Scratch(const Forward& forward, void* base) {
-      Arena arena(base);
+      Workspace pieces(base);
       stride = round_up(smaller(forward.blocks.step, larger(1, forward.lines.length)), kN);
       if (forward.is_few()) {
-        sums = arena.take<Sum>((1 + forward.rows()) * stride);
+        sums = pieces.take<Sum>((1 + forward.rows()) * stride);
       } else {  // tiles are whole, and vectors are read to their end
-        sums = arena.take<Sum>(stride + round_up(forward.prototypes, kTileRows) * stride + kN);
-        panel = arena.take<Unit>(kChannelsAtOnce / U::kPair * stride + kN);
-        product = arena.take<Unit>(multiply_scratch<U>(forward.prototypes, kChannelsAtOnce / U::kPair));
+        sums = pieces.take<Sum>(stride + round_up(forward.prototypes, kTileRows) * stride + kN);
+        panel = pieces.take<Unit>(kChannelsAtOnce / U::kPair * stride + kN);
+        product = pieces.take<Unit>(multiply_scratch<U>(forward.prototypes, kChannelsAtOnce / U::kPair));
       }
-      size = arena.size();
+      size = pieces.size();
     }
   };
 
@@ -341,17 +325,17 @@ struct Backward : Common<E> {
         groups(sums_over_channels() ? 1 : larger(1, smaller(pixel_blocks, kMostGroups))),
         images(images_at_a_time(threads)),
         sum_rows(is_few() ? rows() : round_up(prototypes, kTileRows)) {
-    Arena arena(workspace);
-    widened = arena.take<Sum>(images * rows() * stride);
-    inverse = arena.take<Sum>(images * prototypes);
-    totals = arena.take<Sum>(images * pixel_blocks * prototypes);
-    own = arena.take<Sum>(images * pixel_blocks * step());
-    weights = arena.take<Unit>(images * pixel_blocks * weights_size());
-    paired = arena.take<Unit>(is_paired() ? images * pixel_blocks * paired_size() : 0);
-    sums = arena.take<Sum>(images * groups * sum_rows * stride);
+    Workspace pieces(workspace);
+    widened = pieces.take<Sum>(images * rows() * stride);
+    inverse = pieces.take<Sum>(images * prototypes);
+    totals = pieces.take<Sum>(images * pixel_blocks * prototypes);
+    own = pieces.take<Sum>(images * pixel_blocks * step());
+    weights = pieces.take<Unit>(images * pixel_blocks * weights_size());
+    paired = pieces.take<Unit>(is_paired() ? images * pixel_blocks * paired_size() : 0);
+    sums = pieces.take<Sum>(images * groups * sum_rows * stride);
     scratch_size = Scratch(*this, nullptr).size;
-    scratch = arena.take<char>(int64_t(scratch_size) * threads);
-    size = arena.size();
+    scratch = pieces.take<char>(int64_t(scratch_size) * threads);
+    size = pieces.size();
   }
 
   static constexpr int64_t kFewChannels = 16, kMostGroups = 32;
@@ -386,18 +370,18 @@ struct Backward : Common<E> {
     size_t size;
 
     Scratch(const Backward& backward, void* base) {
-      Arena arena(base);
+      Workspace pieces(base);
       const int64_t rows = backward.prototypes, step = backward.step();
       if (!backward.is_few()) {
         constexpr int64_t kRow = kPanelChannels + kN;
-        maps = arena.take<Sum>(2 * rows * step + kN);
-        factors = arena.take<Sum>(backward.is_paired() ? rows * step : 0);
-        right = arena.take<Unit>(summed_units<U>(rows) * kRow);
-        panel = arena.take<Unit>(summed_units<U>(kPanelPixels) * kRow);
-        gradients = arena.take<Sum>(kPanelPixels * kRow);
-        product = arena.take<Unit>(multiply_scratch<U>(kPanelPixels, summed_units<U>(rows)));
+        maps = pieces.take<Sum>(2 * rows * step + kN);
+        factors = pieces.take<Sum>(backward.is_paired() ? rows * step : 0);
+        right = pieces.take<Unit>(summed_units<U>(rows) * kRow);
+        panel = pieces.take<Unit>(summed_units<U>(kPanelPixels) * kRow);
+        gradients = pieces.take<Sum>(kPanelPixels * kRow);
+        product = pieces.take<Unit>(multiply_scratch<U>(kPanelPixels, summed_units<U>(rows)));
       }
-      size = arena.size();
+      size = pieces.size();
     }
   };
 

@@ -13,6 +13,7 @@
 #include "cosine.h"
 #include "elements.h"
 #include "parallel.h"
+#include "workspace.h"
 
 namespace {
 
@@ -20,23 +21,6 @@ using gingham::DType;
 using gingham::MapView;
 using gingham::MaskResize;
 using gingham::ParallelFor;
-
-// Hands out pieces of a workspace, aligned to 64. A null workspace is for counting bytes.
-class Workspace {
- public:
-  explicit Workspace(void* memory) : memory_(reinterpret_cast<uintptr_t>(memory)) {}
-  template <class T>
-  T* take(int64_t count) {
-    T* piece = reinterpret_cast<T*>(memory_ + size_);
-    size_ += size_t(round_up(count * int64_t(sizeof(T)), 64));
-    return piece;
-  }
-  size_t size() const { return size_; }
-
- private:
-  uintptr_t memory_;
-  size_t size_ = 0;
-};
 
 // ---------------------------------------------------------------------------------------------- supports
 

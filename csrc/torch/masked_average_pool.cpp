@@ -75,23 +75,16 @@ void backward(StableIValue* stack, uint64_t, uint64_t) {
 }  // namespace
 
 void define_masked_average_pool(Library& library) {
-  for (const char* prefix : {"", "_"}) {
-    const std::string name = prefix + std::string("masked_average_pool");
-    library.define(
-        (name + "(Tensor features, Tensor mask, bool resize_mask=False) -> (Tensor, Tensor, Tensor)").c_str());
-    library.define((name +
-                    "_backward(Tensor grad_pooled, Tensor features, Tensor mask, Tensor weights, Tensor total, bool "
-                    "resize_mask, int wanted) -> (Tensor, Tensor)")
-                       .c_str());
-  }
+  library.define_with_backward("masked_average_pool",
+                               "(Tensor features, Tensor mask, bool resize_mask=False) -> (Tensor, Tensor, Tensor)",
+                               "(Tensor grad_pooled, Tensor features, Tensor mask, Tensor weights, Tensor total, bool "
+                               "resize_mask, int wanted) -> "
+                               "(Tensor, Tensor)");
 }
 
 void implement_masked_average_pool(Library& library, bool cuda) {
-  for (const char* prefix : {"", "_"}) {
-    const std::string name = prefix + std::string("masked_average_pool");
-    library.implement(name.c_str(), cuda ? forward<true> : forward<false>);
-    library.implement((name + "_backward").c_str(), cuda ? backward<true> : backward<false>);
-  }
+  library.implement_with_backward("masked_average_pool", cuda ? forward<true> : forward<false>,
+                                  cuda ? backward<true> : backward<false>);
 }
 
 }  // namespace gingham::torch_front

@@ -144,26 +144,19 @@ void backward(StableIValue* stack, uint64_t, uint64_t) {
 }  // namespace
 
 void define_masked_similarity(Library& library) {
-  for (const char* prefix : {"", "_"}) {
-    const std::string name = prefix + std::string("masked_similarity");
-    library.define(
-        (name + "(Tensor query, Tensor support, Tensor mask, Tensor? valid_sizes, bool resize_mask, float eps, bool "
-                "torch_compat) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
-            .c_str());
-    library.define((name +
-                    "_backward(Tensor grad_similarity, Tensor query, Tensor support, Tensor mask, Tensor similarity, "
-                    "Tensor weights, Tensor totals, Tensor prototype, Tensor query_norms, Tensor? valid_sizes, bool "
-                    "resize_mask, float eps, bool torch_compat, int wanted) -> (Tensor, Tensor, Tensor)")
-                       .c_str());
-  }
+  library.define_with_backward(
+      "masked_similarity",
+      "(Tensor query, Tensor support, Tensor mask, Tensor? valid_sizes, bool resize_mask, float eps, bool "
+      "torch_compat) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+      "(Tensor grad_similarity, Tensor query, Tensor support, Tensor mask, Tensor similarity, Tensor weights, "
+      "Tensor totals, Tensor prototype, Tensor query_norms, Tensor? valid_sizes, bool resize_mask, float eps, "
+      "bool torch_compat, int wanted) -> (Tensor, Tensor, Tensor)");
 }
 
 void implement_masked_similarity(Library& library, bool cuda) {
-  for (const char* prefix : {"", "_"}) {
-    const std::string name = prefix + std::string("masked_similarity");
-    library.implement(name.c_str(), cuda ? forward<true> : forward<false>);
-    library.implement((name + "_backward").c_str(), cuda ? backward<true> : backward<false>);
-  }
+  library.implement_with_backward("masked_similarity", cuda ? forward<true> : forward<false>,
+                                  cuda ? backward<true> : backward<false>);
 }
 
 }  // namespace gingham::torch_front

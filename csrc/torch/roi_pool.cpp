@@ -109,21 +109,14 @@ void places(StableIValue* stack, uint64_t, uint64_t) {
 
 void define_roi_pool(Library& library) {
   const std::string options = "Tensor features, Tensor boxes, int rows, int columns, float spatial_scale) -> Tensor";
-  library.define(("roi_pool_places(" + options).c_str());
-  for (const char* prefix : {"", "_"}) {
-    const std::string name = prefix + std::string("roi_pool");
-    library.define((name + "(" + options).c_str());
-    library.define((name + "_backward(Tensor grad_output, " + options).c_str());
-  }
+  library.define("roi_pool_places(" + options);
+  library.define_with_backward("roi_pool", ("(" + options).c_str(), ("(Tensor grad_output, " + options).c_str());
 }
 
 void implement_roi_pool(Library& library, bool cuda) {
   library.implement("roi_pool_places", cuda ? places<true> : places<false>);
-  for (const char* prefix : {"", "_"}) {
-    const std::string name = prefix + std::string("roi_pool");
-    library.implement(name.c_str(), cuda ? forward<true> : forward<false>);
-    library.implement((name + "_backward").c_str(), cuda ? backward<true> : backward<false>);
-  }
+  library.implement_with_backward("roi_pool", cuda ? forward<true> : forward<false>,
+                                  cuda ? backward<true> : backward<false>);
 }
 
 }  // namespace gingham::torch_front

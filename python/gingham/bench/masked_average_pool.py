@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -40,26 +41,26 @@ def _ours(case: Case, device: torch.device) -> Function:
     return lambda features, mask: masked_average_pool(features, mask, resize=resize)
 
 
-def _eager(case: Case, device: torch.device) -> Function:
-    return pool_upsampled if case.options["resize"] == "features" else pool_under_resized_mask
+def both_conventions(upsampled: Function, resized: Function) -> tuple[Peer, ...]:
+    """Peers of an operator on masks: its own convention, and the cheaper one, which gives another result."""
 
+    def own(case: Case, device: torch.device) -> Function:
+        return upsampled if case.options["resize"] == "features" else resized
 
-def _compiled(case: Case, device: torch.device) -> Function:
-    compiled: Function = torch.compile(_eager(case, device), dynamic=False)
-    return compiled
+    def cheaper(case: Case, device: torch.device) -> Function:
+        if case.options["resize"] == "mask":
+            raise CannotRun("it is the operator's own convention here")
+        return resized
 
+    def compiled(build: Callable[[Case, torch.device], Function]) -> Callable[[Case, torch.device], Function]:
+        return lambda case, device: torch.compile(build(case, device), dynamic=False)
 
-def _resized(case: Case, device: torch.device) -> Function:
-    if case.options["resize"] == "mask":
-        raise CannotRun("it is the eager column here")
-    return pool_under_resized_mask
-
-
-def _resized_compiled(case: Case, device: torch.device) -> Function:
-    if case.options["resize"] == "mask":
-        raise CannotRun("it is the compiled column here")
-    compiled: Function = torch.compile(pool_under_resized_mask, dynamic=False)
-    return compiled
+    return (
+        Peer("eager", own),
+        Peer("compiled", compiled(own)),
+        Peer("mask resized", cheaper, same_result=False),
+        Peer("mask resized, compiled", compiled(cheaper), same_result=False),
+    )
 
 
 def _case(
@@ -104,10 +105,7 @@ OPERATOR = Operator(
     ),
     peers=(
         Peer(OURS, _ours),
-        Peer("eager", _eager),
-        Peer("compiled", _compiled),
-        Peer("mask resized", _resized, same_result=False),
-        Peer("mask resized, compiled", _resized_compiled, same_result=False),
+        *both_conventions(pool_upsampled, pool_under_resized_mask),
     ),
     reference=_reference,
     differentiable=(0,),

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gingham.bench.definition import OURS, CannotRun, Case, Function, Level, Operator, Pass, Peer
-from gingham.bench.masked_average_pool import Resize, pool_under_resized_mask, pool_upsampled
+from gingham.bench.definition import OURS, Case, Function, Level, Operator, Pass, Peer
+from gingham.bench.masked_average_pool import Resize, both_conventions, pool_under_resized_mask, pool_upsampled
 
 
 def _similarity(query: Tensor, support: Tensor, mask: Tensor, pool: Function) -> Tensor:
@@ -38,28 +38,6 @@ def _ours(case: Case, device: torch.device) -> Function:
 
     resize: Resize = case.options["resize"]
     return lambda query, support, mask: masked_similarity(query, support, mask, resize=resize)
-
-
-def _eager(case: Case, device: torch.device) -> Function:
-    return with_upsampled_features if case.options["resize"] == "features" else with_resized_masks
-
-
-def _compiled(case: Case, device: torch.device) -> Function:
-    compiled: Function = torch.compile(_eager(case, device), dynamic=False)
-    return compiled
-
-
-def _resized(case: Case, device: torch.device) -> Function:
-    if case.options["resize"] == "mask":
-        raise CannotRun("it is the eager column here")
-    return with_resized_masks
-
-
-def _resized_compiled(case: Case, device: torch.device) -> Function:
-    if case.options["resize"] == "mask":
-        raise CannotRun("it is the compiled column here")
-    compiled: Function = torch.compile(with_resized_masks, dynamic=False)
-    return compiled
 
 
 def _case(
@@ -111,10 +89,7 @@ OPERATOR = Operator(
     ),
     peers=(
         Peer(OURS, _ours),
-        Peer("eager", _eager),
-        Peer("compiled", _compiled),
-        Peer("mask resized", _resized, same_result=False),
-        Peer("mask resized, compiled", _resized_compiled, same_result=False),
+        *both_conventions(with_upsampled_features, with_resized_masks),
     ),
     reference=_reference,
     differentiable=(0, 1),
