@@ -505,6 +505,26 @@ def test_vmap_and_func_grad() -> None:
     torch.testing.assert_close(only_features.flatten(0, 1), expected[0])
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_second_derivatives_pass_where_the_first_is_of_one_argument_alone(which: int) -> None:
+    features, mask, weight = maps((4, 5), (9, 8), batch=4, dtype=torch.float64, mask_dtype=torch.float64)
+
+    def of_gradient(function: Callable[..., Tensor]) -> Callable[..., Any]:
+        def penalty(features: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+            first = torch.func.grad(lambda *x: (function(*x).square() * weight).sum(), argnums=which)
+            return first(features, mask).square().sum()
+
+        return torch.func.grad(penalty, argnums=(0, 1, 2))
+
+    expected = of_gradient(reference.masked_average_pool)(features, mask, weight)
+    assert all(float(x.abs().max()) > 1e-6 for x in expected)
+    for got, exact in zip(of_gradient(masked_average_pool)(features, mask, weight), expected, strict=True):
+        torch.testing.assert_close(got, exact)
+    batched = [x.unflatten(0, (2, 2)) for x in (features, mask, weight)]
+    for got, exact in zip(torch.vmap(of_gradient(masked_average_pool))(*batched), expected, strict=True):
+        torch.testing.assert_close(got.flatten(0, 1), exact)
+
+
 def _block(features: Tensor, mask: Tensor) -> Tensor:
     return 0.5 * masked_average_pool(features, mask).relu() + masked_average_pool(features, mask, resize="mask")
 

@@ -544,6 +544,35 @@ def test_vmap_and_func_grad() -> None:
         torch.testing.assert_close(got.flatten(0, 1), exact)
 
 
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_second_derivatives_pass_where_the_first_is_of_one_argument_alone(which: int) -> None:
+    arguments = maps(batch=4, dtype=torch.float64, mask_dtype=torch.float64)
+
+    def of_gradient(function: Callable[..., Tensor]) -> Callable[..., Any]:
+        def penalty(query: Tensor, support: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+            first = torch.func.grad(lambda *x: (function(*x).square() * weight).sum(), argnums=which)
+            return first(query, support, mask).square().sum()
+
+        return torch.func.grad(penalty, argnums=(0, 1, 2, 3))
+
+    expected = of_gradient(reference.masked_similarity)(*arguments)
+    assert all(float(x.abs().max()) > 1e-9 for x in expected)
+    for got, exact in zip(of_gradient(masked_similarity)(*arguments), expected, strict=True):
+        torch.testing.assert_close(got, exact)
+    batched = [x.unflatten(0, (2, 2)) for x in arguments]
+    for got, exact in zip(torch.vmap(of_gradient(masked_similarity))(*batched), expected, strict=True):
+        torch.testing.assert_close(got.flatten(0, 1), exact)
+
+
+def test_valid_sizes_changed_before_backward_are_noticed() -> None:
+    query, support, mask, grad = maps()
+    sizes = torch.tensor([4, 6, 13, 11]).expand(2, 3, 4).contiguous()
+    output = masked_similarity(query, support.requires_grad_(), mask, valid_sizes=sizes)
+    sizes.sub_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.backward(grad)
+
+
 def _block(query: Tensor, support: Tensor, mask: Tensor, sizes: Tensor) -> Tensor:
     return query * masked_similarity(query, support, mask) + masked_similarity(query, support, mask, valid_sizes=sizes)
 

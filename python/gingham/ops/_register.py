@@ -49,6 +49,7 @@ class Registered:
         vmap, vmap_backward: rules ``(call, info, in_dims, *arguments)``; by default the mapped axis is folded into the
             batch.
         optional_gradients: see above.
+        tensor_options: indices of options that are tensors without gradients, or None.
 
     Attributes:
         public, public_backward: the operators with formulas.
@@ -73,6 +74,7 @@ class Registered:
         vmap: Callable[..., Any] | None = None,
         vmap_backward: Callable[..., Any] | None = None,
         optional_gradients: bool = False,
+        tensor_options: Sequence[int] = (),
     ) -> None:
         ops = torch.ops.gingham
         self.public = getattr(ops, name).default
@@ -93,6 +95,11 @@ class Registered:
         first_tensor = len(with_gradient)
         # Arguments of backward: gradients, tensors, kept outputs, options.
         first_option = first_tensor + tensors + len(kept_outputs)
+        saved_tensors = tensors + len(kept_outputs)
+
+        def watched(options: tuple[Any, ...]) -> list[Any]:
+            """Saved only so that torch notices when they are changed before backward."""
+            return [options[i] for i in tensor_options]
 
         def backward_options(needed: Sequence[bool], options: tuple[Any, ...]) -> tuple[Any, ...]:
             if not optional_gradients:
@@ -113,8 +120,8 @@ class Registered:
             def forward(ctx: Any, *arguments: Any) -> Any:
                 results = raw(*arguments)
                 kept = (results,)[pick] if outputs == 1 else results[pick]
-                ctx.save_for_backward(*arguments[:tensors], *kept)
                 ctx.options = arguments[tensors:]
+                ctx.save_for_backward(*arguments[:tensors], *kept, *watched(ctx.options))
                 if returned == 1:
                     return results if outputs == 1 else results[0]
                 for i in without_gradient:
@@ -126,7 +133,7 @@ class Registered:
                 call = public_backward if torch.is_grad_enabled() else raw_backward_op
                 needed = ctx.needs_input_grad
                 given = gradients if len(with_gradient) == returned else [gradients[i] for i in with_gradient]
-                results = call(*given, *ctx.saved_tensors, *backward_options(needed, ctx.options))
+                results = call(*given, *ctx.saved_tensors[:saved_tensors], *backward_options(needed, ctx.options))
                 results = results if isinstance(results, (tuple, list)) else (results,)
                 return tuple(places(results, needed, tensors + len(ctx.options)))
 
@@ -137,8 +144,8 @@ class Registered:
 
             @staticmethod
             def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-                ctx.save_for_backward(*inputs[: first_tensor + tensors])
                 ctx.options = inputs[first_option:]
+                ctx.save_for_backward(*inputs[: first_tensor + tensors], *watched(ctx.options))
 
             @staticmethod
             def backward(ctx: Any, *seconds: Tensor) -> Any:
@@ -148,8 +155,10 @@ class Registered:
                 # The last option of backward says which gradients it gave; the others are empty and have no second.
                 wanted = [i for i in differentiable if not optional_gradients or ctx.options[-1] >> i & 1]
                 given = [s for i, s in zip(differentiable, seconds, strict=True) if i in wanted]
-                saved = ctx.saved_tensors
-                moving = [*range(first_tensor), *(first_tensor + i for i in wanted)]
+                saved = ctx.saved_tensors[: first_tensor + tensors]
+                # The gradient of one tensor depends on the others too, wanted or not.
+                floating = (i for i in differentiable if saved[first_tensor + i].is_floating_point())
+                moving = [*range(first_tensor), *(first_tensor + i for i in floating)]
 
                 def first_gradients(*variables: Tensor) -> Any:
                     values = list(saved)
@@ -185,8 +194,8 @@ class Registered:
             @staticmethod
             def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
                 output = output if isinstance(output, (tuple, list)) else (output,)
-                ctx.save_for_backward(*inputs[:tensors], *output[pick])
                 ctx.options = inputs[tensors:]
+                ctx.save_for_backward(*inputs[:tensors], *output[pick], *watched(ctx.options))
                 ctx.mark_non_differentiable(*(output[i] for i in not_differentiable))
 
             @staticmethod
@@ -200,7 +209,7 @@ class Registered:
         def gradients_by(call: Callable[..., Any], ctx: Any, gradients: Sequence[Any]) -> Any:
             needed = ctx.needs_input_grad
             given = [gradients[i] for i in with_gradient]
-            results = call(*given, *ctx.saved_tensors, *backward_options(needed, ctx.options))
+            results = call(*given, *ctx.saved_tensors[:saved_tensors], *backward_options(needed, ctx.options))
             results = results if isinstance(results, (tuple, list)) else (results,)
             return tuple(places(results, needed, tensors + len(ctx.options)))
 

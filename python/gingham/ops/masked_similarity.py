@@ -294,4 +294,5 @@ _call = Registered(
     vmap=partial(_fold, 3),
     vmap_backward=partial(_fold, 9),
     optional_gradients=True,
+    tensor_options=(0,),
 ).call
