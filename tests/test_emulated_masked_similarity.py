@@ -89,6 +89,7 @@ def run(
     valid_sizes: np.ndarray | None = None,
     extra: int = 0,
     seed: int = 0,
+    grad_query_axes: tuple[int, ...] | None = None,
 ) -> Maps:
     batch, channels, *size = maps["query"].shape
     shots, support_size, mask_size = maps["support"].shape[1], maps["support"].shape[3:], maps["mask"].shape[3:]
@@ -105,6 +106,8 @@ def run(
                 order = (0, 2, 1, 3, 4) if axes == CHANNELS_FIRST else (0, 2, 3, 4, 1)
             held[name] = arena.array(value.shape, value.dtype, order, padding)
             held[name][...] = value
+            if name == "query" and grad_query_axes is not None:
+                order = grad_query_axes
             held[f"grad_{name}"] = arena.array(value.shape, value.dtype, order)
         for name in ("similarity", "grad_similarity"):
             held[name] = arena.array(maps["grad"].shape, DTYPES[dtype], (0, 1, 2, 3))
@@ -175,6 +178,11 @@ def test_kernels_agree_with_the_written_out_form(
     for mask_type, channels, extra in (("uint8", 5, 0), (dtype, 16, 0), ("float32", 7, 3)):
         maps = random_maps(size, support_size, mask_size, dtype, mask_type, channels=channels, seed=sum(size))
         check(emulation, maps, dtype, mask_type, resize, axes, extra=extra, seed=channels)
+
+
+def test_a_query_of_one_column_may_lie_otherwise_than_its_gradient(emulation: ctypes.CDLL) -> None:
+    maps = random_maps((9, 1), (4, 6), (13, 11), "float32", "float32", channels=8)
+    check(emulation, maps, "float32", "float32", "features", CHANNELS_LAST, grad_query_axes=CHANNELS_FIRST)
 
 
 @LAYOUTS

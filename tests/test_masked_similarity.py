@@ -779,6 +779,14 @@ def test_wrong_arrays(changes: dict[str, Any], error: type[Exception], message: 
             r"support\[1\] must differ from support\[0\] in its size only",
         ),
         (
+            {
+                "support": [torch.ones(2, 3, 4, 5)] * 2,
+                "mask": [torch.ones(2, 1, 4, 5), torch.ones(2, 1, 4, 5, dtype=torch.float64)],
+            },
+            TypeError,
+            r"mask\[1\] must have the dtype of mask\[0\], got float64",
+        ),
+        (
             {"support": [torch.ones(3, 4, 5)], "mask": [torch.ones(2, 1, 4, 5)]},
             ValueError,
             r"support\[0\] must be \[B, C",

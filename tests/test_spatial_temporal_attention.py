@@ -767,7 +767,11 @@ def test_the_module_is_the_function_without_parameters() -> None:
     ):
         assert torch.equal(got, expected)
     assert len(SpatialTemporalAttention()(features)) == 3
-    assert repr(module) == "SpatialTemporalAttention(parts=3, energy='agrl', detach_attention=False)"
+    shown = "parts=3, energy='agrl', eps=1e-12, detach_attention=False, return_map=True"
+    assert repr(module) == f"SpatialTemporalAttention({shown})"
+    for wrong in ({"parts": 0}, {"energy": "l1"}, {"eps": 0.0}, {"eps": math.inf}):
+        with pytest.raises(ValueError, match=f"SpatialTemporalAttention: {next(iter(wrong))} must be"):
+            SpatialTemporalAttention(**wrong)
 
 
 # ------------------------------------------------------------------------------------------------ arrays
@@ -826,7 +830,8 @@ def test_arrays_without_clips_or_channels() -> None:
         (np.ones((2, 3, 5, 4, 2)), {"parts": 2.0}, TypeError, "parts must be a whole number, got float"),
         (np.ones((2, 3, 5, 4, 2)), {"energy": "l1"}, ValueError, "energy must be .*got 'l1'"),
         (np.ones((2, 3, 5, 4, 2)), {"energy": 1}, TypeError, "energy must be a string, got int"),
-        (np.ones((2, 3, 5, 4, 2)), {"eps": 0.0}, ValueError, "eps must be positive, got 0.0"),
+        (np.ones((2, 3, 5, 4, 2)), {"eps": math.inf}, ValueError, "eps must be finite and positive, got inf"),
+        (np.ones((2, 3, 5, 4, 2)), {"eps": 0.0}, ValueError, "eps must be finite and positive, got 0.0"),
         (np.ones((2, 3, 5, 4, 2)), {"threads": 0}, ValueError, "threads must be a positive whole number"),
     ],
 )
@@ -912,8 +917,8 @@ FEATURES = torch.ones(2, 3, 5, 4, 6)
         ({"energy": "l1"}, ValueError, 'energy must be "sq", "l2" or "agrl", got \'l1\''),
         ({"energy": 0}, TypeError, "energy must be a string, got int"),
         ({"energy": []}, TypeError, "energy must be a string, got list"),
-        ({"eps": 0.0}, ValueError, "eps must be positive, got 0.0"),
-        ({"eps": math.nan}, ValueError, "eps must be positive, got nan"),
+        ({"eps": 0.0}, ValueError, "eps must be finite and positive, got 0.0"),
+        ({"eps": math.nan}, ValueError, "eps must be finite and positive, got nan"),
         ({"eps": "1"}, TypeError, "eps must be a number, got str"),
         ({"detach_attention": 1}, TypeError, "detach_attention must be a bool, got int"),
     ],

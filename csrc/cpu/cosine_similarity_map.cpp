@@ -2,7 +2,7 @@
 // set.
 //
 // With few prototypes the work is one pass over the features (cosine.h): forward is bound by reading them, backward by
-// reading them and writing their gradient. With more it is bound by the products: stretches of some 64 pixels are
+// reading them and writing their gradient. With more it is bound by the products: stretches of some 128 pixels are
 // packed as panels (lines.h) and multiplied (panel_gemm.h), bfloat16 as pairs where the machine multiplies these:
 //   forward   sums[prototype][pixel] = prototypes x features, some channels at a time; the pixels' squares are summed
 //             from the same panels; then both norms divide.

@@ -4,11 +4,10 @@
 //    all of the work. Distances of queries to gallery items wait in the output for their last use.
 // 2. Where an item stands in the lists of its own neighbours: with it, membership in R(i, k) is a comparison.
 // 3. The set R*(i) of each item and its weights V, a few dozen numbers. Distances that are in no list are computed
-// again.
+//    again.
 // 4. V' of the queries. Then, for a slice of the gallery and some queries at a time: V' of the slice, sorted by the
-// item
-//    that a weight is for, and along these lists the minima of each query, summed into one number per gallery item. A
-//    slice is small enough for all this to stay in cache.
+//    item that a weight is for, and along these lists the minima of each query, summed into one number per gallery
+//    item. A slice is small enough for all this to stay in cache.
 // Memory: the lists, V and V' of queries, a few kilobytes an item at most, and a few megabytes a thread.
 #include "gingham/k_reciprocal_rerank.h"
 

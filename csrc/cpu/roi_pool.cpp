@@ -46,7 +46,8 @@ inline double round_down(double x) { return __builtin_floor(x); }
 template <class T>
 int64_t saturated(T rounded) {
   if (rounded >= T(2147483648.0)) return INT32_MAX;
-  return rounded < T(-2147483648.0) ? int64_t{INT32_MIN} : int64_t(rounded);
+  // What is no number (nothing times a scale beyond the type) goes with the smallest.
+  return rounded >= T(-2147483648.0) ? int64_t(rounded) : int64_t{INT32_MIN};
 }
 
 // The edges of `pooled` bins along an axis of `extent` pixels. An empty bin ends where it begins, or before.

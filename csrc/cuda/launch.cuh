@@ -50,6 +50,7 @@ template <class Parameters>
 void launch(void (*kernel)(Parameters), int64_t blocks, int threads, size_t shared_bytes, void* stream,
             Parameters parameters) {
   if (blocks == 0) return;
+  if (blocks >= int64_t{1} << 31) throw std::runtime_error("gingham: CUDA has no grid of so many blocks");
   if (shared_bytes > kMostSharedBytes) throw std::runtime_error("gingham: a block has more shared memory than it may");
   if (shared_bytes > 48 * 1024) {
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -76,7 +76,9 @@ struct Backward {
         query{call.shape.batch, 1,           call.shape.channels, {call.shape.rows, call.shape.columns, 1, 1},
               call.mask_type,   call.resize, call.query,          {},
               nullptr},
-        channels_last(lanes_are_channels(call.query, call.shape.rows, call.shape.columns)),
+        // Maps of one column may pass for either layout; the gradient's must be the one that is written.
+        channels_last(lanes_are_channels(call.query, call.shape.rows, call.shape.columns) &&
+                      (!call.grad_query.data || call.grad_query.channel_stride == 1)),
         pixels(call.shape.rows * call.shape.columns),
         parts(call.grad_query.data ? gradient_parts(pixels, channels_last) : parts_of_pool(query)) {
     const MaskedSimilarityShape& s = call.shape;

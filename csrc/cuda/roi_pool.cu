@@ -37,7 +37,8 @@ struct Axis {
   __device__ static int64_t round_half_away(Number x) {
     const Number rounded = round(x);
     if (rounded >= Number(2147483648.0)) return 2147483647;
-    return rounded < Number(-2147483648.0) ? -int64_t{2147483647} - 1 : static_cast<int64_t>(rounded);
+    // What is no number (nothing times a scale beyond the type) goes with the smallest.
+    return rounded >= Number(-2147483648.0) ? static_cast<int64_t>(rounded) : -int64_t{2147483647} - 1;
   }
   __device__ static Axis of(Number first, Number last, Number scale, int64_t bins, int64_t extent) {
     const int64_t start = round_half_away(first * scale), stop = round_half_away(last * scale);

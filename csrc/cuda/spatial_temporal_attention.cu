@@ -346,7 +346,8 @@ __global__ void __launch_bounds__(kThreads) pool_clips(const __grid_constant__ P
       for (int64_t t = lane_of_warp(); t < length; t += 32) {
         const S share = shares[t * parts + first + k];
         total += share;
-        if (chosen == length || share > best) best = share, chosen = t;
+        // What is no number is never chosen, but keeps its place at the first frame, as on the CPU.
+        if ((share == share || t == 0) && (chosen == length || share > best)) best = share, chosen = t;
       }
       total = sum_of_warp(total);
 #pragma unroll
@@ -354,7 +355,7 @@ __global__ void __launch_bounds__(kThreads) pool_clips(const __grid_constant__ P
         const S other = shuffle_xor(best, mask);
         const int64_t other_chosen = shuffle_xor(chosen, mask);
         if (other_chosen == length) continue;
-        if (chosen == length || other > best || (other == best && other_chosen < chosen)) {
+        if (chosen == length || other > best || other != other || (other == best && other_chosen < chosen)) {
           best = other, chosen = other_chosen;
         }
       }

@@ -28,8 +28,8 @@ void forward(std::array<int64_t, 6> shape, int dtype, int mask_type, bool resize
 }
 
 #if defined(GINGHAM_CUDA)
-size_t cuda_workspace(std::array<int64_t, 6> shape, int dtype) {
-  return cuda::workspace_size(call_of(shape, dtype, 0, false, {}, {}, 0, 0, 0));
+size_t cuda_workspace(std::array<int64_t, 6> shape, int dtype, Map features) {  // its layout decides the size
+  return cuda::workspace_size(call_of(shape, dtype, 0, false, features, {}, 0, 0, 0));
 }
 void cuda_forward(std::array<int64_t, 6> shape, int dtype, int mask_type, bool resize_mask, Map features, Map mask,
                   uintptr_t pooled, uintptr_t weights, uintptr_t total, uintptr_t workspace, uintptr_t stream) {

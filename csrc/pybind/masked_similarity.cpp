@@ -45,8 +45,8 @@ void forward(std::array<int64_t, 9> shape, int dtype, int mask_type, std::tuple<
 }
 
 #if defined(GINGHAM_CUDA)
-size_t cuda_workspace(std::array<int64_t, 9> shape, int dtype) {
-  return cuda::workspace_size(call_of(shape, dtype, 0, Options({false, 0, false}), {}, 0, {}));
+size_t cuda_workspace(std::array<int64_t, 9> shape, int dtype, std::array<Map, 3> maps) {  // layouts decide the size
+  return cuda::workspace_size(call_of(shape, dtype, 0, Options({false, 0, false}), maps, 0, {}));
 }
 void cuda_forward(std::array<int64_t, 9> shape, int dtype, int mask_type, std::tuple<bool, double, bool> options,
                   std::array<Map, 3> maps, uintptr_t valid_sizes, std::array<uintptr_t, 5> results, uintptr_t workspace,

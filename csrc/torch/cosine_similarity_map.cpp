@@ -1,8 +1,7 @@
 // torch.ops.gingham.cosine_similarity_map and its backward.
 #include "gingham/cosine_similarity_map.h"
 
-#include <cmath>
-
+#include "norms.h"
 #include "run_call.h"
 #include "tensor.h"
 
@@ -23,12 +22,6 @@ CosineSimilarityMapShape checked_shape(const Tensor& features, const Tensor& pro
   return {features.size(0), features.size(1), prototypes.size(1), features.size(2), features.size(3)};
 }
 
-CosineNorms norms_argument(StableIValue eps, StableIValue torch_compat) {
-  const CosineNorms norms{double_argument(eps), bool_argument(torch_compat)};
-  require(norms.eps >= 0 && std::isfinite(norms.eps), "eps must be finite and not negative");
-  return norms;
-}
-
 PrototypeView view_of_prototypes(const Tensor& prototypes, void* data) {
   return {data, prototypes.stride(0), prototypes.stride(1)};
 }
@@ -45,7 +38,7 @@ void forward(StableIValue* stack, uint64_t, uint64_t) {
   CosineSimilarityMapForward call;
   call.shape = checked_shape(features, prototypes);
   call.dtype = dtype_of(features);
-  call.norms = norms_argument(stack[2], stack[3]);
+  call.norms = norms_argument(require, stack[2], stack[3]);
   const bool channels_last = is_channels_last(features);
   Tensor copies[2];
   call.features = read_view(native_map(features, channels_last, copies[0]));
@@ -72,7 +65,7 @@ void backward(StableIValue* stack, uint64_t, uint64_t) {
   CosineSimilarityMapBackward call;
   call.shape = checked_shape(features, prototypes);
   call.dtype = dtype_of(features);
-  call.norms = norms_argument(stack[6], stack[7]);
+  call.norms = norms_argument(require, stack[6], stack[7]);
   const auto& s = call.shape;
   const int64_t sizes[] = {s.batch, s.prototypes, s.rows, s.columns};
   require.same(grad, sizes, 4, features.dtype(), features, "grad_output must be [B, P, H, W], like the output");

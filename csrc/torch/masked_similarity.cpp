@@ -2,10 +2,10 @@
 // criss_cross_attention.cpp).
 #include "gingham/masked_similarity.h"
 
-#include <cmath>
 #include <optional>
 
 #include "masks.h"
+#include "norms.h"
 #include "run_call.h"
 #include "tensor.h"
 
@@ -28,12 +28,6 @@ MaskedSimilarityShape checked_shape(const Tensor& query, const Tensor& support, 
   require.same_device(mask, query, "query and mask must be on one device");
   return {query.size(0),   support.size(1), query.size(1), query.size(2), query.size(3),
           support.size(3), support.size(4), mask.size(3),  mask.size(4)};
-}
-
-CosineNorms norms_argument(StableIValue eps, StableIValue torch_compat) {
-  const CosineNorms norms{double_argument(eps), bool_argument(torch_compat)};
-  require(norms.eps >= 0 && std::isfinite(norms.eps), "eps must be finite and not negative");
-  return norms;
 }
 
 // Null where there are none. Values are checked on the CPU only: on CUDA that would wait for the device.
@@ -68,7 +62,7 @@ void forward(StableIValue* stack, uint64_t, uint64_t) {
   call.dtype = dtype_of(query);
   call.mask_type = mask_type_of(require, mask);
   call.resize = resize_argument(stack[4]);
-  call.norms = norms_argument(stack[5], stack[6]);
+  call.norms = norms_argument(require, stack[5], stack[6]);
   Tensor copies[4];
   call.query = read_view(native_map(query, is_channels_last(query), copies[0]));
   call.support = read_shots(native_map(support, is_channels_last(support, 2), copies[1], 2));
@@ -106,7 +100,7 @@ void backward(StableIValue* stack, uint64_t, uint64_t) {
   call.dtype = dtype_of(query);
   call.mask_type = mask_type_of(require, mask);
   call.resize = resize_argument(stack[10]);
-  call.norms = norms_argument(stack[11], stack[12]);
+  call.norms = norms_argument(require, stack[11], stack[12]);
   const int32_t sums = sum_dtype(query);
   const int64_t map_sizes[] = {s.batch, 1, s.rows, s.columns};
   const int64_t weight_sizes[] = {s.batch, s.shots, s.support_rows * s.support_columns};

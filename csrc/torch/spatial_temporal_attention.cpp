@@ -13,17 +13,12 @@ namespace {
 constexpr Checks require_attention("spatial_temporal_attention"), require_sums("spatial_temporal_sums"),
     require_from_sums("spatial_temporal_attention_from_sums");
 
-// The dtype of sums where features, or pooled, have that of `tensor`.
-int32_t sums_dtype(const Tensor& tensor) {
-  return dtype_of(tensor) == DType::float64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
-}
-
 // The arrays of a call: their sizes, and that they are what a forward returned, or a gradient of that.
 struct Arrays {
   const Checks& require;
   SpatialTemporalShape shape;
   const Tensor& like;
-  int32_t dtype = like.dtype(), sums = sums_dtype(like);
+  int32_t dtype = like.dtype(), sums = sum_dtype(like);
 
   Tensor empty(std::initializer_list<int64_t> sizes, int32_t of) const { return empty_contiguous(sizes, of, like); }
   Tensor empty_pooled() const { return empty({shape.batch, 2 * shape.channels}, dtype); }
@@ -266,7 +261,7 @@ void sums(StableIValue* stack, uint64_t, uint64_t) {
   require(features.dim() == 4, "features must be [N, C, H, W]");
   const SpatialTemporalShape shape = checked_shape(require, features, int_argument(stack[1]));
   const SumsOptions options{checked_energy(require, stack[2]), checked_eps(require, stack[3])};
-  const int32_t dtype = sums_dtype(features);
+  const int32_t dtype = sum_dtype(features);
   Tensor sums = empty_contiguous({shape.batch, shape.parts, shape.channels}, dtype, features);
   Tensor shares = empty_contiguous({shape.batch, shape.parts}, dtype, features);
   Tensor map = empty_contiguous({shape.batch, shape.rows, shape.columns}, dtype, features);
@@ -304,7 +299,7 @@ Arrays arrays_from_sums(const Tensor& sums, int64_t positions) {
   const Checks& require = require_from_sums;
   require.floating(sums);
   require(sums.dim() == 4, "sums must be [B, T, K, C]");
-  require(sums.dtype() == sums_dtype(sums), "sums must be float32 or float64");
+  require(sums.dtype() == sum_dtype(sums), "sums must be float32 or float64");
   require(sums.size(1) > 0 && sums.size(2) > 0, "sums must have at least one frame and part");
   require(positions > 0, "positions must be at least 1");
   SpatialTemporalShape shape;

@@ -85,7 +85,7 @@ def _run(module: Any, features: Any, mask: Any, resize_mask: bool, out: Any, thr
     if module is np:
         native().masked_average_pool(*arguments, threads)
     else:
-        run_cuda(module, _NAME, (shape, code), arguments)
+        run_cuda(module, _NAME, (shape, code, views[0]), arguments)
     if out is None:
         return pooled
     out[...] = pooled

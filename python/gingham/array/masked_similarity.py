@@ -110,19 +110,20 @@ def _run(module: Any, arrays: dict[str, Any], options: tuple[bool, float, bool],
     sizes = None if sizes is None else module.ascontiguousarray(sizes)
     shape = batch, shots, channels, *size, *support_size, *mask.shape[3:]
     code = FLOATING[query.dtype.name]
+    views = [view_of(module, x) for x in maps]
     arguments = (
         shape,
         code,
         MASKS[mask.dtype.name],
         options,
-        [view_of(module, x) for x in maps],
+        views,
         0 if sizes is None else address_of(module, sizes),
         [address_of(module, x) for x in (similarity, *kept)],
     )
     if module is np:
         native().masked_similarity(*arguments, threads)
     else:
-        run_cuda(module, _NAME, (shape, code), arguments)
+        run_cuda(module, _NAME, (shape, code, views), arguments)
     if "out" not in arrays:
         return similarity
     arrays["out"][...] = similarity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -171,11 +172,9 @@ def _whole_number(name: str, argument: str, value: Any) -> int:
 
 
 def _checked_eps(name: str, eps: Any) -> float:
-    if isinstance(eps, bool):
-        raise TypeError(f"{name}: eps must be a number, got bool")
     value = as_float(name, "eps", eps)
-    if not value > 0:
-        raise ValueError(f"{name}: eps must be positive, got {eps}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: eps must be finite and positive, got {eps}")
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
@@ -16,6 +17,10 @@ class RoIPool(nn.Module):
         output_size: bins (down, across), or one number for both.
         spatial_scale: pixels of the map per unit of the boxes.
 
+    Raises:
+        ValueError: `output_size` is not positive, or `spatial_scale` not finite; when called, as
+            `gingham.ops.roi_pool`.
+
     Example:
         >>> import torch
         >>> pool = RoIPool(7, spatial_scale=0.25)
@@ -27,8 +32,10 @@ class RoIPool(nn.Module):
     def __init__(self, output_size: int | Sequence[int], spatial_scale: float = 1.0) -> None:
         super().__init__()
         size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
-        if len(size) != 2 or any(not isinstance(n, int) or n < 1 for n in size):
+        if len(size) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size):
             raise ValueError(f"RoIPool: output_size must be a positive whole number or two, got {output_size!r}")
+        if not math.isfinite(spatial_scale):
+            raise ValueError(f"RoIPool: spatial_scale must be finite, got {spatial_scale}")
         self.output_size: tuple[int, int] = (size[0], size[1])
         self.spatial_scale = float(spatial_scale)
 
@@ -53,7 +60,8 @@ class RoIPool(nn.Module):
             Which of the N boxes, and their pooled features [n, C, *output_size].
 
         Raises:
-            ValueError: `max_bytes` is less than one box takes.
+            TypeError: `max_bytes` is no whole number.
+            ValueError: `max_bytes` is less than one box takes, or `features` are no [B, C, H, W].
 
         Example:
             >>> import torch
@@ -64,6 +72,10 @@ class RoIPool(nn.Module):
             slice(4, 8, None) (4, 8, 4, 4)
             slice(8, 10, None) (2, 8, 4, 4)
         """
+        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int):
+            raise TypeError(f"RoIPool: max_bytes must be a whole number, got {max_bytes!r}")
+        if features.dim() != 4:
+            raise ValueError(f"RoIPool: features must be [B, C, H, W], got shape {list(features.shape)}")
         joined = boxes if isinstance(boxes, Tensor) else join_boxes(features, boxes)
         bytes_of_box = features.size(1) * self.output_size[0] * self.output_size[1] * features.element_size()
         if max_bytes < bytes_of_box:

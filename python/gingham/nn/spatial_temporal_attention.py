@@ -4,6 +4,7 @@ Paper: Fu et al., STA: Spatial-Temporal Attention for Large-Scale Video-based Pe
 https://arxiv.org/abs/1811.04129
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -27,6 +28,7 @@ class SpatialTemporalAttention(nn.Module):
         [B, T, H, W].
 
     Raises:
+        ValueError: `parts`, `energy` or `eps` is out of range.
         TypeError, ValueError: as `gingham.ops.spatial_temporal_attention`, when called.
 
     Source: STA, section 3 (https://arxiv.org/abs/1811.04129).
@@ -49,6 +51,12 @@ class SpatialTemporalAttention(nn.Module):
         return_map: bool = False,
     ) -> None:
         super().__init__()
+        if parts < 1:
+            raise ValueError(f"SpatialTemporalAttention: parts must be at least 1, got {parts}")
+        if energy not in ("sq", "l2", "agrl"):
+            raise ValueError(f'SpatialTemporalAttention: energy must be "sq", "l2" or "agrl", got {energy!r}')
+        if not 0 < eps < math.inf:
+            raise ValueError(f"SpatialTemporalAttention: eps must be finite and positive, got {eps}")
         self.parts, self.energy, self.eps = parts, energy, eps
         self.detach_attention, self.return_map = detach_attention, return_map
 
@@ -63,7 +71,10 @@ class SpatialTemporalAttention(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"parts={self.parts}, energy={self.energy!r}, detach_attention={self.detach_attention}"
+        return (
+            f"parts={self.parts}, energy={self.energy!r}, eps={self.eps}, detach_attention={self.detach_attention}, "
+            f"return_map={self.return_map}"
+        )
 
 
 def interframe_regularization(

@@ -359,16 +359,18 @@ def check_like(operator: str, name: str, value: Tensor, like_name: str, like: Te
         )
 
 
-def check_eps(operator: str, eps: Any) -> None:
-    """Raises TypeError or ValueError unless `eps` is a finite number that is not negative."""
-    if not isinstance(eps, (numbers.Real, torch.SymFloat)):
+def check_eps(operator: str, eps: Any, *, positive: bool = False) -> None:
+    """Raises TypeError or ValueError unless `eps` is a finite number that is not negative, or is `positive`."""
+    if not isinstance(eps, (numbers.Real, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"{operator}: eps must be a number, got {describe(eps)}")
     try:
-        value = eps if isinstance(eps, torch.SymFloat) else float(eps)
+        value: Any = float(eps) if isinstance(eps, numbers.Real) else eps
     except OverflowError:
         raise ValueError(f"{operator}: eps must be in the range of float64, got a number beyond") from None
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{operator}: eps must be finite and not negative, got {value}")
+    if not 0 <= value < math.inf or (positive and value == 0):
+        raise ValueError(
+            f"{operator}: eps must be finite and {'positive' if positive else 'not negative'}, got {value}"
+        )
 
 
 # ------------------------------------------------------------------------------------------------ shapes without data

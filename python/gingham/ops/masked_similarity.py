@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gingham import reference
 from gingham.ops._register import (
+    FLOATING,
     Registered,
     check_eps,
     check_like,
@@ -71,7 +72,7 @@ def masked_similarity(
     Raises:
         TypeError: an argument is no tensor, or a dtype or the type of an option is not supported.
         ValueError: shapes or devices do not agree, `resize` is neither of the two, `eps` is negative or not finite, or
-            on the CPU `valid_sizes` are out of range.
+            on the CPU `valid_sizes` are out of range (under torch.compile a RuntimeError of the same text).
 
     Example:
         >>> import torch
@@ -85,7 +86,7 @@ def masked_similarity(
     options = resize, valid_sizes, eps, torch_compat
     try:
         if type(eps) is not float:
-            _check(query, support, mask, *options)
+            check_eps("masked_similarity", eps)
             eps = float(eps)
         if (
             type(resize) is not str
@@ -118,11 +119,12 @@ def _stack(query: Tensor, support: Any, mask: Any, valid_sizes: Tensor | None) -
         if not value:
             raise ValueError(f"masked_similarity: {name} must have at least one shot, got none")
         for index, x in enumerate(value):
-            check_tensor("masked_similarity", f"{name}[{index}]", x, MASKS)
+            check_tensor("masked_similarity", f"{name}[{index}]", x, FLOATING if name == "support" else MASKS)
             if x.dim() != 4:
                 layout = "[B, C, h, w]" if name == "support" else "[B, 1, H, W]"
                 raise ValueError(f"masked_similarity: {name}[{index}] must be {layout}, got {describe(x)}")
-            if x.shape[:2] != value[0].shape[:2] or x.dtype != value[0].dtype or x.device != value[0].device:
+            check_like("masked_similarity", f"{name}[{index}]", x, f"{name}[0]", value[0])
+            if x.shape[:2] != value[0].shape[:2]:
                 raise ValueError(
                     f"masked_similarity: {name}[{index}] must differ from {name}[0] in its size only, got "
                     f"{describe(x)} and {describe(value[0])}"

@@ -129,14 +129,11 @@ def _autocast(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def _as_pair(size: Any) -> tuple[int, int]:
-    if isinstance(size, (int, torch.SymInt)) and not isinstance(size, bool):
-        return size, size  # type: ignore[return-value]
-    whole = isinstance(size, (list, tuple)) and all(
-        isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) for n in size
-    )
-    if not whole or len(size) != 2:
+    pair = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    if len(pair) != 2 or any(isinstance(n, bool) or not isinstance(n, (numbers.Integral, torch.SymInt)) for n in pair):
         raise TypeError(f"roi_pool: output_size must be a whole number or two, got {size!r}")
-    return size[0], size[1]
+    rows, columns = (n if isinstance(n, torch.SymInt) else int(n) for n in pair)
+    return rows, columns  # type: ignore[return-value]  # torch takes a SymInt for an int
 
 
 def _as_float(scale: Any) -> Any:

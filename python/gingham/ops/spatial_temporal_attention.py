@@ -15,6 +15,7 @@ from torch import Tensor
 from gingham import reference
 from gingham.ops._register import (
     Registered,
+    check_eps,
     check_like,
     check_tensor,
     describe,
@@ -216,18 +217,6 @@ def _check_number(operator: str, name: str, value: Any) -> None:
         raise TypeError(f"{operator}: {name} must be a whole number, got {describe(value)}")
 
 
-def _check_eps(operator: str, eps: Any) -> None:
-    is_number = isinstance(eps, (numbers.Real, torch.SymFloat, torch.SymInt)) and not isinstance(eps, bool)
-    if not is_number:
-        raise TypeError(f"{operator}: eps must be a number, got {describe(eps)}")
-    try:
-        value = _as_float(eps)
-    except OverflowError:
-        raise ValueError(f"{operator}: eps must be in the range of float64, got a number beyond") from None
-    if not value > 0:
-        raise ValueError(f"{operator}: eps must be positive, got {eps}")
-
-
 def _check_frames(operator: str, layout: str, features: Tensor, parts: Any, energy: Any, eps: Any) -> None:
     check_tensor(operator, "features", features)
     if features.dim() != layout.count(",") + 1:
@@ -242,7 +231,7 @@ def _check_frames(operator: str, layout: str, features: Tensor, parts: Any, ener
         raise TypeError(f"{operator}: energy must be a string, got {describe(energy)}")
     if energy not in _ENERGIES:
         raise ValueError(f'{operator}: energy must be "sq", "l2" or "agrl", got {energy!r}')
-    _check_eps(operator, eps)
+    check_eps(operator, eps, positive=True)
 
 
 def _check_attention(
@@ -271,7 +260,7 @@ def _check_from_sums(sums: Tensor, energies: Tensor, positions: Any, eps: Any) -
     _check_number(name, "positions", positions)
     if not 1 <= positions < 2**63:
         raise ValueError(f"{name}: positions must be at least 1 and fit 64 bits, got {positions}")
-    _check_eps(name, eps)
+    check_eps(name, eps, positive=True)
 
 
 # ------------------------------------------------------------------------------------------------ registration
