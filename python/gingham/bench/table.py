@@ -156,7 +156,9 @@ def summary(reports: Sequence[Report]) -> str:
             if row.case not in headlines or (row.layout, row.threads) != chosen or OURS not in row.timings:
                 continue
             others = [
-                f"{peer} {ratio_text(row.ratio(peer))}" for peer in row.timings if peer not in (OURS, row.best_peer)
+                f"{f'({peer})' if peer in row.other else peer} {ratio_text(row.ratio(peer))}"
+                for peer in report.peers
+                if peer not in (OURS, row.best_peer)
             ]
             lines.append(
                 [
@@ -170,8 +172,9 @@ def summary(reports: Sequence[Report]) -> str:
                     ", ".join(others) or _NOTHING,
                 ]
             )
+    legend = "In brackets: of another result, and no peer. A dash: did not run, or was left out for its time or memory."
     machines = sorted({_machine_text(report) for report in reports})
-    return "\n".join([*_markdown_table(lines, words=4), "", *(f"On {machine}." for machine in machines)])
+    return "\n".join([*_markdown_table(lines, words=4), "", legend, *(f"On {machine}." for machine in machines)])
 
 
 def split_at_markers(path: Path) -> tuple[str, str]:
