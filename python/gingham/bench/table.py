@@ -169,7 +169,7 @@ def summary(reports: Sequence[Report]) -> str:
                     seconds_text(row.timings[OURS].median),
                     row.best_peer or _NOTHING,
                     ratio_text(row.ratio_to_best),
-                    ", ".join(others) or _NOTHING,
+                    "; ".join(others) or _NOTHING,
                 ]
             )
     legend = "In brackets: of another result, and no peer. A dash: did not run, or was left out for its time or memory."
