@@ -450,7 +450,9 @@ def test_vmap() -> None:
 
 
 def test_compile_is_one_graph_with_dynamic_shapes() -> None:
-    compiled = torch.compile(lambda q, g: 2 * k_reciprocal_rerank(q, g, k1=7), fullgraph=True, dynamic=True)
+    compiled = torch.compile(
+        lambda q, g: 2 * k_reciprocal_rerank(q, g, k1=7), backend="aot_eager", fullgraph=True, dynamic=True
+    )
     for queries, gallery in ((6, 20), (9, 31)):
         features = clustered(queries, gallery, 5)
         assert torch.equal(compiled(*features), 2 * k_reciprocal_rerank(*features, k1=7))
@@ -634,7 +636,11 @@ def test_cuda_tensors_are_computed_on_the_cpu(dtype: torch.dtype) -> None:
     features = clustered(30, 170, 19, dtype=dtype)
     on_device = [x.cuda() for x in features]
     expected = k_reciprocal_rerank(*features)
-    for function in (k_reciprocal_rerank, operator, torch.compile(k_reciprocal_rerank, fullgraph=True)):
+    for function in (
+        k_reciprocal_rerank,
+        operator,
+        torch.compile(k_reciprocal_rerank, backend="aot_eager", fullgraph=True),
+    ):
         got = function(*on_device)
         assert got.is_cuda
         assert torch.equal(got.cpu(), expected)
