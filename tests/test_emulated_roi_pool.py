@@ -27,17 +27,17 @@ class Arrays(ctypes.Structure):
     _fields_ = (
         ("features", Map),
         ("output", Map),
+        ("places", Map),
         ("grad_output", Map),
         ("grad_features", Map),
         ("boxes", ctypes.c_void_p),
-        ("places", ctypes.c_void_p),
     )
 
 
 @pytest.fixture(scope="session")
 def emulation(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     loaded = compile_operator("roi_pool", tmp_path_factory.mktemp("cuda_emulation"))
-    loaded.forward.restype = loaded.backward.restype = loaded.places.restype = ctypes.c_char_p
+    loaded.forward.restype = loaded.backward.restype = ctypes.c_char_p
     loaded.backward_workspace.restype = ctypes.c_size_t
     return loaded
 
@@ -71,7 +71,7 @@ def run(
     seed: int = 0,
     extra: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Output, places and the gradient of the features."""
+    """Output, places and the gradient of the features: the same whether forward keeps the places or not."""
     batch, channels, height, width = features.shape
     shape = (ctypes.c_int64 * 7)(batch, channels, height, width, len(boxes), *size)
     arena = Arena(library)
@@ -81,30 +81,38 @@ def run(
             ("features", features),
             ("grad_output", grad),
             ("output", grad),
+            ("places", grad),
             ("grad_features", features),
         ):
             own = arena.array(
-                (*value.shape[:2], 1, *value.shape[2:]), DTYPES[dtype], axes, extra if name == "features" else 0
+                (*value.shape[:2], 1, *value.shape[2:]),
+                np.int32 if name == "places" else DTYPES[dtype],
+                axes,
+                extra if name == "features" else 0,
             )
             if name in ("features", "grad_output"):
                 own[...] = value[:, :, None]
             held[name] = own
         own_boxes = arena.array(boxes.shape, boxes.dtype, (0, 1))
         own_boxes[...] = boxes
-        places = arena.array(grad.shape, np.float32, (0, 1, 2, 3)).view(np.int32)
         arrays = Arrays(
-            *(view_of(held[name]) for name in ("features", "output", "grad_output", "grad_features")),
+            *(view_of(held[name]) for name in ("features", "output", "places", "grad_output", "grad_features")),
             own_boxes.ctypes.data,
-            places.ctypes.data,
         )
         code, factor = CODES[dtype], ctypes.c_double(scale)
-        assert library.forward(shape, code, factor, ctypes.byref(arrays), seed) == b""
-        assert library.places(shape, code, factor, ctypes.byref(arrays), seed) == b""
-        size_of_workspace = library.backward_workspace(shape, code, ctypes.byref(arrays))
-        workspace = arena.array((size_of_workspace // 4,), np.float32, (0,))
-        address = ctypes.c_void_p(workspace.ctypes.data)
-        assert library.backward(shape, code, factor, ctypes.byref(arrays), address, seed) == b""
-        return held["output"][:, :, 0].copy(), places.copy(), held["grad_features"][:, :, 0].copy()
+        results = []
+        for keep in (True, False):
+            held["output"][...] = held["grad_features"][...] = 7
+            assert library.forward(shape, code, factor, ctypes.byref(arrays), keep, seed) == b""
+            size_of_workspace = library.backward_workspace(shape, code, ctypes.byref(arrays), keep)
+            workspace = arena.array((size_of_workspace // 4,), np.float32, (0,))
+            address = ctypes.c_void_p(workspace.ctypes.data)
+            assert library.backward(shape, code, factor, ctypes.byref(arrays), keep, address, seed) == b""
+            results.append([held[name][:, :, 0].copy() for name in ("output", "places", "grad_features")])
+        for kept, found in zip(*results, strict=True):
+            assert kept.tobytes() == found.tobytes()
+        output, places, grad_features = results[0]
+        return output, places, grad_features
     finally:
         arena.free()
 

@@ -29,7 +29,9 @@ from oracles.roi_maxima import LOWEST, roi_maxima, scattered
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 operator = torch.ops.gingham.roi_pool.default
 backward_operator = torch.ops.gingham.roi_pool_backward.default
-places_operator = torch.ops.gingham.roi_pool_places.default
+# The same with the places of the maxima, which forward keeps for backward.
+keeping_operator = torch.ops.gingham.roi_pool_with_places.default
+keeping_backward_operator = torch.ops.gingham.roi_pool_with_places_backward.default
 cuda = pytest.param("cuda", marks=pytest.mark.cuda)
 
 RAMP = torch.arange(1.0, 65.0).reshape(1, 1, 8, 8)
@@ -67,10 +69,17 @@ def random_grad(output: Tensor, seed: int = 0) -> Tensor:
 
 
 def run(features: Tensor, boxes: Tensor, size: Any, scale: float, grad: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Output and the gradient of features, which may be a view of any kind."""
+    """Output and the gradient of features, which may be a view of any kind: the same with and without the places."""
     leaf = features.detach().requires_grad_()
     output = roi_pool(leaf, boxes, size, scale)
-    (gradient,) = torch.autograd.grad(output, leaf, random_grad(output) if grad is None else grad)
+    grad = random_grad(output).to(output.device) if grad is None else grad
+    (gradient,) = torch.autograd.grad(output, leaf, grad)
+    arguments = boxes, *((size, size) if isinstance(size, int) else size), scale
+    assert same_bits(operator(features, *arguments), output)
+    assert same_bits(backward_operator(grad, features, *arguments), gradient)
+    kept, places = keeping_operator(features, *arguments)
+    assert same_bits(kept, output)
+    assert same_bits(keeping_backward_operator(grad, features, boxes, places, *arguments[1:]), gradient)
     return output.detach(), gradient
 
 
@@ -105,7 +114,7 @@ def check(features: Tensor, boxes: Tensor, size: tuple[int, int], scale: float =
     got = run(features, boxes.to(features.device), size, scale, grad.to(features.device))
     assert same_bits(got[0], output)
     assert same_bits(got[1], gradient)
-    assert same_bits(places_operator(features, boxes.to(features.device), *size, scale), places)
+    assert same_bits(keeping_operator(features, boxes.to(features.device), *size, scale)[1], places)
 
 
 # ------------------------------------------------------------------------------------------------ golden values
@@ -156,7 +165,7 @@ def test_overlapping_bins_share_a_pixel() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (20, 20)])
 def test_the_first_of_equal_pixels_gets_the_gradient(layout: Callable[[Tensor], Tensor], size: tuple[int, int]) -> None:
     check(layout(torch.ones(1, 3, 40, 50)), box(2, 3, 45, 33), size)
-    places = places_operator(layout(torch.ones(1, 3, 40, 50)), box(2, 3, 45, 33), 1, 1, 1.0)
+    _, places = keeping_operator(layout(torch.ones(1, 3, 40, 50)), box(2, 3, 45, 33), 1, 1, 1.0)
     assert places.unique().tolist() == [3 * 50 + 2]
 
 
@@ -396,13 +405,16 @@ def test_a_sample_in_a_batch_is_the_sample_alone(layout: Callable[[Tensor], Tens
 INSTRUCTION_SET = """
 import sys
 import torch
-from gingham.ops import roi_pool
+import gingham.ops
 
+ops = torch.ops.gingham
 results = []
 for features, boxes, size, scale, grad in torch.load(sys.argv[1]):
-    leaf = features.requires_grad_()
-    output = roi_pool(leaf, boxes, size, scale)
-    results.append((output.detach(), *torch.autograd.grad(output, leaf, grad)))
+    options = (*size, scale)
+    output, gradient = ops.roi_pool(features, boxes, *options), ops.roi_pool_backward(grad, features, boxes, *options)
+    kept, places = ops.roi_pool_with_places(features, boxes, *options)
+    results.append((output, gradient))
+    results.append((kept, ops.roi_pool_with_places_backward(grad, features, boxes, places, *options)))
 torch.save(results, sys.argv[2])
 """
 
@@ -424,10 +436,12 @@ def test_every_instruction_set_gives_the_same_bits(name: str, tmp_path: Path) ->
         INSTRUCTION_SET, str(tmp_path / "arguments.pt"), str(tmp_path / "results.pt"), GINGHAM_CPU=name
     )
     assert finished.returncode == 0, finished.stderr
-    for arguments, (output, gradient) in zip(cases, torch.load(tmp_path / "results.pt"), strict=True):
+    results = torch.load(tmp_path / "results.pt")
+    for arguments, *both in zip(cases, results[::2], results[1::2], strict=True):
         expected = expected_of(*arguments)
-        assert same_bits(output, expected[0])
-        assert same_bits(gradient, expected[1])
+        for output, gradient in both:
+            assert same_bits(output, expected[0])
+            assert same_bits(gradient, expected[1])
 
 
 # ------------------------------------------------------------------------------------------------ PyTorch
@@ -458,9 +472,32 @@ def test_opcheck(layout: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None
     boxes = random_boxes(4, features.detach())
     arguments = features, boxes, 2, 3, 0.8
     torch.library.opcheck(operator, arguments)
-    torch.library.opcheck(places_operator, (features.detach(), *arguments[1:]))
+    torch.library.opcheck(keeping_operator, arguments)
     grad = torch.randn(4, 3, 2, 3).to(dtype).requires_grad_()
     torch.library.opcheck(backward_operator, (grad, *arguments))
+    _, places = keeping_operator(features.detach(), *arguments[1:])
+    torch.library.opcheck(keeping_backward_operator, (grad, features, boxes, places, *arguments[2:]))
+
+
+def test_places_are_kept_where_they_take_less_than_the_features() -> None:
+    features, boxes = torch.randn(1, 3, 8, 9, requires_grad=True), random_boxes(18, torch.empty(1, 3, 8, 9))
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        roi_pool(features, boxes, 2)
+        assert [x.dtype for x in saved] == [torch.float32, torch.float32, torch.int32]
+        saved.clear()
+        roi_pool(features, boxes, (2, 3))
+        assert len(saved) == 2
+        assert roi_pool(features.detach(), boxes, 2).grad_fn is None
+
+
+@pytest.mark.parametrize("layout", [contiguous, channels_last])
+def test_a_place_outside_of_the_map_gets_nothing(layout: Callable[[Tensor], Tensor]) -> None:
+    features, boxes = layout(torch.randn(1, 3, 8, 9)), random_boxes(4, torch.empty(1, 3, 8, 9))
+    for wrong in (-(2**31), -2, 72, 2**31 - 1):
+        places = layout(torch.full((4, 3, 2, 2), wrong, dtype=torch.int32))
+        gradient = keeping_backward_operator(torch.ones(4, 3, 2, 2), features, boxes, places, 2, 2, 1.0)
+        assert bool((gradient == 0).all())
 
 
 def test_boxes_have_no_gradient() -> None:
@@ -762,6 +799,9 @@ def test_the_operator_itself_checks_its_arguments() -> None:
             operator(*wrong)
     with pytest.raises(RuntimeError, match="roi_pool: grad_output must have"):
         backward_operator(torch.ones(1, 2, 2, 3), features, boxes, 2, 2, 1.0)
+    for places in (torch.zeros(1, 2, 2, 3, dtype=torch.int32), torch.zeros(1, 2, 2, 2, dtype=torch.int64)):
+        with pytest.raises(RuntimeError, match="roi_pool: places must be int32"):
+            keeping_backward_operator(torch.ones(1, 2, 2, 2), features, boxes, places, 2, 2, 1.0)
 
 
 def test_scale_and_size_may_be_any_numbers() -> None:
@@ -803,6 +843,7 @@ def test_cuda_opcheck_and_gradcheck() -> None:
     features = distinct_features(2, 3, 6, 7).detach().cuda().requires_grad_()
     boxes = random_boxes(4, features.detach()).cuda()
     torch.library.opcheck(operator, (features, boxes, 2, 3, 0.8))
+    torch.library.opcheck(keeping_operator, (features, boxes, 2, 3, 0.8))
     assert torch.autograd.gradcheck(lambda x: roi_pool(x, boxes, (2, 3)), (features,))
     assert torch.autograd.gradgradcheck(lambda x: roi_pool(x, boxes, (2, 3)), (features,))
 

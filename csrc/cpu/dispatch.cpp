@@ -125,6 +125,5 @@ GINGHAM_DISPATCH(SpatialTemporalPooling)
 GINGHAM_DISPATCH(SpatialTemporalPoolingBackward)
 GINGHAM_DISPATCH(RoiPoolForward)
 GINGHAM_DISPATCH(RoiPoolBackward)
-GINGHAM_DISPATCH(RoiPoolPlaces)
 
 }  // namespace gingham::cpu

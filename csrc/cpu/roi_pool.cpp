@@ -7,8 +7,8 @@
 // are folded into one line, vector by vector, for all bins beside each other; then the columns of each bin. Where the
 // bins of a vector lie within two vectors of columns (a `narrow` box), step s picks the s-th column of each bin in
 // registers; otherwise a vector holds columns of one bin, and the vectors of as many bins as there are lanes are folded
-// into one that has a bin per lane. Backward needs the place of the first maximum too and finds it anew: nothing is
-// kept, and one thread adds to a plane's gradient, box after box, in the order of the definition.
+// into one that has a bin per lane. Backward needs the place of the first maximum too: forward has kept it, or it is
+// found anew. One thread adds to a plane's gradient, box after box, in the order of the definition.
 //
 // Channels last. Lanes are channels, and a bin's pixels are folded one after the other.
 #include "gingham/roi_pool.h"
@@ -26,7 +26,6 @@ using gingham::MapView;
 using gingham::ParallelFor;
 using gingham::RoiPoolBackward;
 using gingham::RoiPoolForward;
-using gingham::RoiPoolPlaces;
 using gingham::RoiPoolShape;
 
 template <class T>
@@ -499,6 +498,13 @@ void find_places(const Pooling<E>& at, const Take& take) {
   }
 }
 
+// The hardware does not foresee where the next box's outputs are, in one plane.
+template <class X>
+inline void prefetch_row(const X* row, int64_t columns) {
+  const char* p = reinterpret_cast<const char*>(row);
+  for (int64_t b = 0; b < columns * int64_t(sizeof(X)); b += 64) __builtin_prefetch(p + b, 0, 2);
+}
+
 // Adds the gradients of a box's outputs, in order, to the pixels where their maxima were found.
 template <class E>
 struct Scatter {
@@ -514,15 +520,52 @@ struct Scatter {
     const Index<T>* place = at.scratch.found;
     for (int64_t i = first_row; i < end_row; ++i, place += columns) {
       const E* g = data + i * grad.row_stride;
-      // The same row of the next box lies too far away for the hardware to foresee it.
-      const char* next = reinterpret_cast<const char*>(g + next_box);
-      for (int64_t b = 0; b < columns * int64_t(sizeof(E)); b += 64) __builtin_prefetch(next + b, 0, 2);
+      prefetch_row(g + next_box, columns);
       for (int64_t j = 0; j < columns; ++j, g += grad.column_stride) {
         if (place[j] != kNowhere) sums[place[j]] += to_float(*g);
       }
     }
   }
 };
+
+// Output and places of one box on one plane.
+template <class E>
+void pool_and_keep(const Pooling<E>& at, E* output, int32_t* places) {
+  using T = Accumulator<E>;
+  const int64_t width = at.shape.columns, columns = at.shape.pooled_columns;
+  find_places(at, [&](int64_t first_row, int64_t end_row) {
+    const Index<T>* found = at.scratch.found;
+    for (int64_t i = first_row; i < end_row; ++i) {
+      const bool has_rows = at.rows_of(i) > 0;
+      for (int64_t j = 0; j < columns; ++j, ++found, ++output, ++places) {
+        if (*found != kNowhere) {
+          *output = at.row_stride == width ? at.features[*found]
+                                           : at.features[*found / width * at.row_stride + *found % width];
+          *places = int32_t(*found);
+        } else {
+          store_narrowed(output, broadcast(has_rows && at.columns_of(j) > 0 ? kLowest<T> : T(0)), 1);
+          *places = -1;
+        }
+      }
+    }
+  });
+}
+
+// As Scatter, where forward kept the places. They are checked, as anybody may call backward.
+template <class E, class T = Accumulator<E>>
+void scatter_kept(const RoiPoolBackward& call, const E* grad, const int32_t* places, bool has_next, T* sums) {
+  const RoiPoolShape& shape = call.shape;
+  const uint64_t pixels = uint64_t(shape.rows * shape.columns);
+  for (int64_t i = 0; i < shape.pooled_rows; ++i) {
+    const E* g = grad + i * call.grad_output.row_stride;
+    const int32_t* place = places + i * call.places.row_stride;
+    prefetch_row(g + (has_next ? call.grad_output.batch_stride : 0), shape.pooled_columns);
+    prefetch_row(place + (has_next ? call.places.batch_stride : 0), shape.pooled_columns);
+    for (int64_t j = 0; j < shape.pooled_columns; ++j, g += call.grad_output.column_stride) {
+      if (uint64_t(place[j]) < pixels) sums[place[j]] += to_float(*g);
+    }
+  }
+}
 
 // ---------------------------------------------------------------------------------------------- channels last
 
@@ -562,7 +605,7 @@ GINGHAM_STEP void pool_channels(const RoiPoolForward& call, const Box<T>& box, c
   }
 }
 
-// Calls take(i, j, places) with the places of the maxima of a vector of channels of one box.
+// Calls take(i, j, maxima, their places) for a vector of channels of one box.
 template <class E, class T, class Take>
 GINGHAM_STEP void find_places_of_channels(const RoiPoolShape& shape, const MapView& map, const Box<T>& box,
                                           const E* features, int64_t channels, const Take& take) {
@@ -576,7 +619,37 @@ GINGHAM_STEP void find_places_of_channels(const RoiPoolShape& shape, const MapVi
         best = better ? x : best;
         places = better ? broadcast_index<T>(place) : places;
       });
-      take(i, j, places);
+      take(i, j, best, places);
+    }
+  }
+}
+
+template <class E, class T>
+void pool_and_keep_channels(const RoiPoolForward& call, const Box<T>& box, const E* features, E* output,
+                            int32_t* places, int64_t channels) {
+  const auto take = [&](int64_t i, int64_t j, Vector<T> best, Integers<T> found) {
+    const bool is_empty = box.row_end[i] <= box.row_begin[i] || box.column_end[j] <= box.column_begin[j];
+    put(output, is_empty ? Vector<T>{} : best, 0, channels);
+    const Integers<T> kept = found == broadcast_index<T>(kNowhere) ? broadcast_index<T>(-1) : found;
+    for (int64_t lane = 0; lane < smaller(channels, kLanes<T>); ++lane) places[lane] = int32_t(kept[lane]);
+    output += call.output.column_stride, places += call.places.column_stride;
+  };
+  find_places_of_channels(call.shape, call.features, box, features, channels, take);
+}
+
+// sums: [pixel][channel], `stride` from pixel to pixel.
+template <class E, class T>
+void collect_kept_channels(const RoiPoolBackward& call, const E* grad, const int32_t* places, T* sums, int64_t stride,
+                           int64_t channels) {
+  const RoiPoolShape& shape = call.shape;
+  const uint64_t pixels = uint64_t(shape.rows * shape.columns);
+  for (int64_t i = 0; i < shape.pooled_rows; ++i) {
+    for (int64_t j = 0; j < shape.pooled_columns; ++j) {
+      const E* g = grad + i * call.grad_output.row_stride + j * call.grad_output.column_stride;
+      const int32_t* place = places + i * call.places.row_stride + j * call.places.column_stride;
+      for (int64_t c = 0; c < channels; ++c) {
+        if (uint64_t(place[c]) < pixels) sums[place[c] * stride + c] += to_float(g[c]);
+      }
     }
   }
 }
@@ -586,24 +659,25 @@ template <class E, class T>
 void collect_channels(const RoiPoolBackward& call, const Box<T>& box, const E* features, const E* grad, T* sums,
                       int64_t stride, int64_t channels) {
   const MapView& map = call.grad_output;
-  find_places_of_channels(call.shape, call.features, box, features, channels, [&](int64_t i, int64_t j, auto places) {
-    const E* g = grad + i * map.row_stride + j * map.column_stride;
-    const int64_t pixels = larger(0, box.row_end[i] - box.row_begin[i]) * (box.column_end[j] - box.column_begin[j]);
-    if (pixels < kLanes<T> / 2) {  // look at every pixel
-      const Vector<T> grads = load_of_line(g, channels);
-      for_each_pixel(call.shape, call.features, features, box, i, j, [&](const E*, int64_t place) {
-        T* sum = sums + place * stride;
-        const Vector<T> old = load_part(sum, channels);
-        store_part(sum, places == broadcast_index<T>(place) ? old + grads : old, channels);
+  find_places_of_channels(
+      call.shape, call.features, box, features, channels, [&](int64_t i, int64_t j, auto, auto places) {
+        const E* g = grad + i * map.row_stride + j * map.column_stride;
+        const int64_t pixels = larger(0, box.row_end[i] - box.row_begin[i]) * (box.column_end[j] - box.column_begin[j]);
+        if (pixels < kLanes<T> / 2) {  // look at every pixel
+          const Vector<T> grads = load_of_line(g, channels);
+          for_each_pixel(call.shape, call.features, features, box, i, j, [&](const E*, int64_t place) {
+            T* sum = sums + place * stride;
+            const Vector<T> old = load_part(sum, channels);
+            store_part(sum, places == broadcast_index<T>(place) ? old + grads : old, channels);
+          });
+        } else {
+          Index<T> place[kLanes<T>];
+          store(place, places);
+          for (int64_t lane = 0; lane < channels; ++lane) {
+            if (place[lane] != kNowhere) sums[place[lane] * stride + lane] += to_float(g[lane]);
+          }
+        }
       });
-    } else {
-      Index<T> place[kLanes<T>];
-      store(place, places);
-      for (int64_t lane = 0; lane < channels; ++lane) {
-        if (place[lane] != kNowhere) sums[place[lane] * stride + lane] += to_float(g[lane]);
-      }
-    }
-  });
 }
 
 // ---------------------------------------------------------------------------------------------- calls
@@ -651,8 +725,8 @@ struct ForwardItems {
   using T = Accumulator<E>;
   const RoiPoolForward& call;
   const RoiPoolShape& shape = call.shape;
-  const bool first = channels_first(call.features);
-  const Scratch<T> scratch{shape, false};
+  const bool first = channels_first(call.features), keeps = call.places.data != nullptr;
+  const Scratch<T> scratch{shape, keeps};
   // An item is some channels of some boxes: where channels come first, planes one after the other, each with as many
   // boxes as leave enough items; otherwise one box and as many channels as registers hold.
   const int64_t channels_of_item = first ? 8 : 4 * kLanes<T>;
@@ -668,16 +742,22 @@ struct ForwardItems {
     const int64_t end = smaller(channel + channels_of_item, shape.channels);
     const int64_t first_box = shape.boxes * block / box_blocks, end_box = shape.boxes * (block + 1) / box_blocks;
     if (!first) return channels_last_item(boxes.at(memory, first_box), first_box, channel, end);
+    const int64_t outputs = shape.pooled_rows * shape.pooled_columns;
     const Scratch<T> lines = scratch.at(own);
     for (int64_t c = channel; c < end; ++c) {
       for (int64_t n = first_box; n < end_box; ++n) {
         const Box<T>& box = boxes.at(memory, n);
         const E* features = at_channel<const E>(call.features, box.image, c);
         E* output = at_channel<E>(call.output, n, c);
+        int32_t* places = keeps ? at_channel<int32_t>(call.places, n, c) : nullptr;
+        const Pooling<E> pooling{shape, box, lines, features, call.features.row_stride};
         if (shape.rows == 0 || shape.columns == 0) {
-          std::memset(output, 0, size_t(shape.pooled_rows * shape.pooled_columns) * sizeof(E));
+          std::memset(output, 0, size_t(outputs) * sizeof(E));
+          if (keeps) std::memset(places, -1, size_t(outputs) * sizeof(int32_t));
+        } else if (keeps) {
+          pool_and_keep(pooling, output, places);
         } else {
-          pool_plane(Pooling<E>{shape, box, lines, features, call.features.row_stride}, output);
+          pool_plane(pooling, output);
         }
       }
     }
@@ -685,6 +765,13 @@ struct ForwardItems {
   void channels_last_item(const Box<T>& box, int64_t n, int64_t channel, int64_t end) const {
     const E* features = at_channel<const E>(call.features, box.image, channel);
     E* output = at_channel<E>(call.output, n, channel);
+    if (keeps) {
+      int32_t* places = at_channel<int32_t>(call.places, n, channel);
+      for (; channel < end; channel += kLanes<T>, features += kLanes<T>, output += kLanes<T>, places += kLanes<T>) {
+        pool_and_keep_channels(call, box, features, output, places, smaller(kLanes<T>, end - channel));
+      }
+      return;
+    }
     if (end - channel == channels_of_item) return pool_channels<4>(call, box, features, output, end - channel);
     for (; channel < end; channel += kLanes<T>, features += kLanes<T>, output += kLanes<T>) {
       pool_channels<1>(call, box, features, output, smaller(kLanes<T>, end - channel));
@@ -698,7 +785,7 @@ struct BackwardItems {
   static constexpr bool kRounds = !std::is_same_v<E, T>;  // sums have a place of their own
   const RoiPoolBackward& call;
   const RoiPoolShape& shape = call.shape;
-  const bool first = channels_first(call.features);
+  const bool first = channels_first(call.features), kept = call.places.data != nullptr;
   const Scratch<T> scratch{shape, true};
   // An item is one plane, or a vector of channels, of one image, with all its boxes.
   const int64_t channels_of_item = first ? 1 : kLanes<T>;
@@ -706,7 +793,7 @@ struct BackwardItems {
   const int64_t pixels = shape.rows * shape.columns;
 
   int64_t count() const { return pixels > 0 ? channel_blocks * shape.batch : 0; }
-  int64_t found_bytes() const { return first ? round_up(scratch.bytes, 64) : 0; }
+  int64_t found_bytes() const { return first && !kept ? round_up(scratch.bytes, 64) : 0; }
   int64_t scratch_bytes() const {
     return found_bytes() + (kRounds ? round_up(pixels * channels_of_item * int64_t(sizeof(T)), 64) : 0);
   }
@@ -726,7 +813,12 @@ struct BackwardItems {
       const Box<T>& box = boxes.at(memory, n);
       if (box.image != image) continue;
       const E* grad = at_channel<const E>(call.grad_output, n, channel);
-      if (first) {
+      const int32_t* places = kept ? at_channel<const int32_t>(call.places, n, channel) : nullptr;
+      if (kept && first) {
+        scatter_kept(call, grad, places, n + 1 < shape.boxes, sums);
+      } else if (kept) {
+        collect_kept_channels(call, grad, places, sums, stride, channels);
+      } else if (first) {
         const Pooling<E> pooling{shape, box, lines, features, call.features.row_stride};
         const int64_t next_box = n + 1 < shape.boxes ? call.grad_output.batch_stride : 0;
         find_places(pooling, Scatter<E>{pooling, call.grad_output, grad, next_box, sums});
@@ -753,45 +845,6 @@ struct BackwardItems {
 };
 
 template <class E>
-struct PlacesItems {
-  using T = Accumulator<E>;
-  const RoiPoolPlaces& call;
-  const RoiPoolShape& shape = call.shape;
-  const bool first = channels_first(call.features);
-  const Scratch<T> scratch{shape, true};
-  // An item is one plane, or a vector of channels, of one box.
-  const int64_t channels_of_item = first ? 1 : kLanes<T>;
-  const int64_t channel_blocks = (shape.channels + channels_of_item - 1) / channels_of_item;
-
-  int64_t count() const { return channel_blocks * shape.boxes; }
-  int64_t scratch_bytes() const { return first ? round_up(scratch.bytes, 64) : 0; }
-
-  void run(int64_t index, const BoxMemory<T>& boxes, const char* memory, char* own) const {
-    const int64_t n = index % shape.boxes, channel = index / shape.boxes * channels_of_item;
-    const int64_t channels = smaller(channels_of_item, shape.channels - channel);
-    const int64_t columns = shape.pooled_columns, outputs = shape.pooled_rows * columns;
-    const Box<T>& box = boxes.at(memory, n);
-    const E* features = at_channel<const E>(call.features, box.image, channel);
-    int32_t* result = call.places + (n * shape.channels + channel) * outputs;
-    const auto keep = [&](int64_t output, Index<T> place) { result[output] = place == kNowhere ? -1 : int32_t(place); };
-    if (shape.rows == 0 || shape.columns == 0) {
-      for (int64_t i = 0; i < channels * outputs; ++i) keep(i, kNowhere);
-    } else if (first) {
-      const Scratch<T> lines = scratch.at(own);
-      const Pooling<E> pooling{shape, box, lines, features, call.features.row_stride};
-      find_places(pooling, [&](int64_t first_row, int64_t end_row) {
-        for (int64_t i = first_row * columns; i < end_row * columns; ++i) keep(i, lines.found[i - first_row * columns]);
-      });
-    } else {
-      const auto take = [&](int64_t i, int64_t j, Integers<T> places) {
-        for (int64_t lane = 0; lane < channels; ++lane) keep(lane * outputs + i * columns + j, places[lane]);
-      };
-      find_places_of_channels(shape, call.features, box, features, channels, take);
-    }
-  }
-};
-
-template <class E>
 auto items_of(const RoiPoolForward& call) {
   return ForwardItems<E>{call};
 }
@@ -799,11 +852,6 @@ template <class E>
 auto items_of(const RoiPoolBackward& call) {
   return BackwardItems<E>{call};
 }
-template <class E>
-auto items_of(const RoiPoolPlaces& call) {
-  return PlacesItems<E>{call};
-}
-
 template <class Call, class Function>
 auto with_kernel(const Call& call, const Function& function) {
   return with_element(call.dtype, [&](auto element) {
@@ -825,12 +873,6 @@ size_t workspace_size(const RoiPoolBackward& call, int threads) {
   return with_kernel(call, [&](const auto& kernel) { return kernel.workspace(threads); });
 }
 void run(const RoiPoolBackward& call, int threads, void* workspace, ParallelFor parallel_for) {
-  with_kernel(call, [&](const auto& kernel) { kernel.run(threads, static_cast<char*>(workspace), parallel_for); });
-}
-size_t workspace_size(const RoiPoolPlaces& call, int threads) {
-  return with_kernel(call, [&](const auto& kernel) { return kernel.workspace(threads); });
-}
-void run(const RoiPoolPlaces& call, int threads, void* workspace, ParallelFor parallel_for) {
   with_kernel(call, [&](const auto& kernel) { kernel.run(threads, static_cast<char*>(workspace), parallel_for); });
 }
 

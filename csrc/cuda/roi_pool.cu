@@ -5,10 +5,10 @@
 // shared memory, value and row of the first maximum; then a lane takes a bin and folds the line's columns. Channels
 // last: a thread takes one output, and neighbouring threads neighbouring channels.
 //
-// Backward is deterministic and needs no atomics: the kernels above say where the maxima are, and then every pixel
-// collects from the bins that it lies in, box after box, what they give to it. The places of some channels at a time
-// stay within the second-level cache. A thread does this for several channels, which share all that is known of the
-// boxes, and a block first picks the boxes that meet its tile.
+// Backward is deterministic and needs no atomics: every pixel collects from the bins that it lies in, box after box,
+// what they give to it. Where forward did not keep the places of the maxima, the kernels above find them anew, for as
+// many channels at a time as stay within the second-level cache. A thread does this for several channels, which share
+// all that is known of the boxes, and a block first picks the boxes that meet its tile.
 //
 // A box that names no image, or is not finite, is nowhere: its outputs are NaN, and it gives nothing.
 #include <cfloat>
@@ -101,48 +101,46 @@ struct Maximum {
   }
 };
 
+__host__ __device__ inline int64_t offset_in(const MapView& map, int64_t n, int64_t c, int64_t i, int64_t j) {
+  return n * map.batch_stride + c * map.channel_stride + i * map.row_stride + j * map.column_stride;
+}
+
+// Of either there may be no data; the channels of places are counted from first_channel on.
 template <class T>
-struct Values {
-  MapView output;
+struct Results {
+  MapView output, places;
+  int64_t first_channel;
 
   __device__ void write(int64_t n, int64_t c, int64_t i, int64_t j, bool is_valid, bool is_empty,
                         const Maximum<T>& maximum) const {
-    T* p = static_cast<T*>(output.data) + n * output.batch_stride + c * output.channel_stride + i * output.row_stride +
-           j * output.column_stride;
-    *p = from_sum<T>(!is_valid ? Sum<T>(NAN) : is_empty ? Sum<T>(0) : maximum.value);
-  }
-};
-
-// Of the channels from first_channel on.
-template <class T>
-struct Places {
-  int32_t* data;
-  int64_t first_channel, box_stride, channel_stride, row_stride, column_stride;
-
-  __host__ __device__ int64_t offset(int64_t n, int64_t c, int64_t i, int64_t j) const {
-    return n * box_stride + (c - first_channel) * channel_stride + i * row_stride + j * column_stride;
-  }
-  __device__ void write(int64_t n, int64_t c, int64_t i, int64_t j, bool, bool, const Maximum<T>& maximum) const {
-    data[offset(n, c, i, j)] = static_cast<int32_t>(maximum.place);
+    if (output.data) {
+      static_cast<T*>(output.data)[offset_in(output, n, c, i, j)] = from_sum<T>(!is_valid  ? Sum<T>(NAN)
+                                                                                : is_empty ? Sum<T>(0)
+                                                                                           : maximum.value);
+    }
+    if (places.data) {
+      static_cast<int32_t*>(places.data)[offset_in(places, n, c - first_channel, i, j)] =
+          static_cast<int32_t>(maximum.place);
+    }
   }
 };
 
 // ---------------------------------------------------------------------------------------------- finding maxima
 
-template <class T, class Results>
+template <class T>
 struct Search {
   Boxes<Sum<T>> boxes;
   MapView features;
   int64_t first_channel, channels;
-  Results results;
+  Results<T> results;
 
   __device__ const T* plane(int64_t image, int64_t c) const {
     return static_cast<const T*>(features.data) + image * features.batch_stride + c * features.channel_stride;
   }
 };
 
-template <class T, class Results>
-__global__ void search_planes(const __grid_constant__ Search<T, Results> p) {
+template <class T>
+__global__ void search_planes(const __grid_constant__ Search<T> p) {
   GINGHAM_SHARED_MEMORY(memory);
   const RoiPoolShape& shape = p.boxes.shape;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -184,8 +182,8 @@ __global__ void search_planes(const __grid_constant__ Search<T, Results> p) {
   }
 }
 
-template <class T, class Results>
-__global__ void search_channels(const __grid_constant__ Search<T, Results> p) {
+template <class T>
+__global__ void search_channels(const __grid_constant__ Search<T> p) {
   const RoiPoolShape& shape = p.boxes.shape;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t c = p.first_channel + index % p.channels, output = index / p.channels;
@@ -208,22 +206,21 @@ __global__ void search_channels(const __grid_constant__ Search<T, Results> p) {
 
 bool channels_first(const MapView& map) { return map.channel_stride != 1 || map.column_stride == 1; }
 
-template <class T, class Call, class Results>
-void search(const Call& call, int64_t first_channel, int64_t channels, Results results, void* stream) {
+template <class T, class Call>
+void search(const Call& call, int64_t first_channel, int64_t channels, MapView output, MapView places, void* stream) {
   const RoiPoolShape& shape = call.shape;
-  const Search<T, Results> parameters = {
+  const Search<T> parameters = {
       {static_cast<const Sum<T>*>(call.boxes), static_cast<Sum<T>>(call.spatial_scale), shape},
       call.features,
       first_channel,
       channels,
-      results};
+      {output, places, first_channel}};
   if (channels_first(call.features)) {
     const size_t bytes = kWarps * kLine * (sizeof(Sum<T>) + sizeof(int32_t));
-    launch(search_planes<T, Results>, (shape.boxes * channels + kWarps - 1) / kWarps, kThreads, bytes, stream,
-           parameters);
+    launch(search_planes<T>, (shape.boxes * channels + kWarps - 1) / kWarps, kThreads, bytes, stream, parameters);
   } else {
     const int64_t outputs = shape.boxes * channels * shape.pooled_rows * shape.pooled_columns;
-    launch(search_channels<T, Results>, (outputs + kThreads - 1) / kThreads, kThreads, 0, stream, parameters);
+    launch(search_channels<T>, (outputs + kThreads - 1) / kThreads, kThreads, 0, stream, parameters);
   }
 }
 
@@ -249,8 +246,8 @@ template <class T>
 struct Collection {
   Boxes<Sum<T>> boxes;
   Tiling tiling;
-  int64_t channels;
-  Places<T> places;
+  int64_t first_channel, channels;  // those of places
+  MapView places;
   MapView grad_output, grad_features;
 };
 
@@ -273,8 +270,8 @@ __global__ void __launch_bounds__(kThreads, 2) collect(const __grid_constant__ C
 
   const int64_t x = left + (tiling.first ? lane : warp), y = top + (tiling.first ? warp : 0);
   const int64_t step = tiling.first ? 1 : 32;
-  const int64_t channel = p.places.first_channel + group * kChannels * step + (tiling.first ? 0 : lane);
-  const int64_t end_channel = p.places.first_channel + p.channels;
+  const int64_t channel = p.first_channel + group * kChannels * step + (tiling.first ? 0 : lane);
+  const int64_t end_channel = p.first_channel + p.channels;
   const bool has_pixel = x < shape.columns && y < shape.rows && channel < end_channel;
   const int64_t pixel = y * shape.columns + x;
 
@@ -301,12 +298,13 @@ __global__ void __launch_bounds__(kThreads, 2) collect(const __grid_constant__ C
         const int64_t first_column = box.columns.first_bin(x);
         for (int64_t i = box.rows.first_bin(y); i < shape.pooled_rows && box.rows.begin(i) <= y; ++i) {
           for (int64_t j = first_column; j < shape.pooled_columns && box.columns.begin(j) <= x; ++j) {
-            const T* grad = static_cast<const T*>(p.grad_output.data) + n * p.grad_output.batch_stride +
-                            i * p.grad_output.row_stride + j * p.grad_output.column_stride;
+            const T* grad = static_cast<const T*>(p.grad_output.data) + offset_in(p.grad_output, n, 0, i, j);
+            const int32_t* places =
+                static_cast<const int32_t*>(p.places.data) + offset_in(p.places, n, -p.first_channel, i, j);
 #pragma unroll
             for (int k = 0; k < kChannels; ++k) {
               const int64_t c = channel + k * step;
-              if (c < end_channel && p.places.data[p.places.offset(n, c, i, j)] == pixel) {
+              if (c < end_channel && places[c * p.places.channel_stride] == pixel) {
                 sums[k] += to_sum(grad[c * p.grad_output.channel_stride]);
               }
             }
@@ -317,8 +315,7 @@ __global__ void __launch_bounds__(kThreads, 2) collect(const __grid_constant__ C
     __syncthreads();
   }
   if (!has_pixel) return;
-  T* result = static_cast<T*>(p.grad_features.data) + image * p.grad_features.batch_stride +
-              y * p.grad_features.row_stride + x * p.grad_features.column_stride;
+  T* result = static_cast<T*>(p.grad_features.data) + offset_in(p.grad_features, image, 0, y, x);
 #pragma unroll
   for (int k = 0; k < kChannels; ++k) {
     const int64_t c = channel + k * step;
@@ -329,6 +326,7 @@ __global__ void __launch_bounds__(kThreads, 2) collect(const __grid_constant__ C
 // How many channels are taken at a time.
 int64_t channels_at_a_time(const RoiPoolBackward& call) {
   const RoiPoolShape& shape = call.shape;
+  if (call.places.data) return shape.channels;
   const int64_t bytes = shape.boxes * shape.pooled_rows * shape.pooled_columns * int64_t{sizeof(int32_t)};
   const int64_t of_block = kChannels * (channels_first(call.features) ? 1 : 32);
   const int64_t fit = bytes > 0 ? kPlacesBytes / bytes / of_block * of_block : shape.channels;
@@ -339,8 +337,8 @@ int64_t channels_at_a_time(const RoiPoolBackward& call) {
 }  // namespace
 
 size_t workspace_size(const RoiPoolForward&) { return 0; }
-size_t workspace_size(const RoiPoolPlaces&) { return 0; }
 size_t workspace_size(const RoiPoolBackward& call) {
+  if (call.places.data) return 0;
   const RoiPoolShape& shape = call.shape;
   return static_cast<size_t>(shape.boxes * shape.pooled_rows * shape.pooled_columns * channels_at_a_time(call)) *
          sizeof(int32_t);
@@ -350,18 +348,7 @@ void run(const RoiPoolForward& call, void*, void* stream) {
   if (call.shape.channels == 0) return;
   with_element(call.dtype, [&](auto element) {
     using T = decltype(element);
-    search<T>(call, 0, call.shape.channels, Values<T>{call.output}, stream);
-  });
-}
-
-void run(const RoiPoolPlaces& call, void*, void* stream) {
-  const RoiPoolShape& shape = call.shape;
-  if (shape.channels == 0) return;
-  with_element(call.dtype, [&](auto element) {
-    using T = decltype(element);
-    const int64_t outputs = shape.pooled_rows * shape.pooled_columns;
-    search<T>(call, 0, shape.channels,
-              Places<T>{call.places, 0, shape.channels * outputs, outputs, shape.pooled_columns, 1}, stream);
+    search<T>(call, 0, call.shape.channels, call.output, call.places, stream);
   });
 }
 
@@ -375,13 +362,16 @@ void run(const RoiPoolBackward& call, void* workspace, void* stream) {
     for (int64_t channel = 0; channel < shape.channels; channel += most) {
       const int64_t channels = channel + most < shape.channels ? most : shape.channels - channel;
       const int64_t column = first ? 1 : channels;
-      const Places<T> places = {static_cast<int32_t*>(workspace), channel, channels * outputs, first ? outputs : 1,
-                                shape.pooled_columns * column,    column};
-      search<T>(call, channel, channels, places, stream);
+      MapView places = call.places;
+      if (!places.data) {
+        places = {workspace, channels * outputs, first ? outputs : 1, 0, shape.pooled_columns * column, column};
+        search<T>(call, channel, channels, {}, places, stream);
+      }
       const Tiling tiling(shape, first, channels);
       const Collection<T> parameters = {
           {static_cast<const Sum<T>*>(call.boxes), static_cast<Sum<T>>(call.spatial_scale), shape},
           tiling,
+          channel,
           channels,
           places,
           call.grad_output,

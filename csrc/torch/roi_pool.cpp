@@ -1,4 +1,4 @@
-// torch.ops.gingham.roi_pool and its backward.
+// torch.ops.gingham.roi_pool and roi_pool_with_places, which keeps where the maxima are for its backward.
 //
 // Each exists twice with the same kernel: the public name carries the autograd formula for torch.compile and
 // torch.export, the name with an underscore carries none and is what the eager fast path calls.
@@ -60,7 +60,7 @@ Call checked_call(const Tensor& features, const Tensor& boxes, const StableIValu
   return call;
 }
 
-template <bool cuda>
+template <bool cuda, bool keep>
 void forward(StableIValue* stack, uint64_t, uint64_t) {
   Tensor features = tensor_argument(stack[0]), boxes = tensor_argument(stack[1]), copies[2];
   auto call = checked_call<cuda, RoiPoolForward>(features, boxes, stack + 2, copies[0]);
@@ -69,15 +69,22 @@ void forward(StableIValue* stack, uint64_t, uint64_t) {
   const int64_t sizes[] = {call.shape.boxes, call.shape.channels, call.shape.pooled_rows, call.shape.pooled_columns};
   Tensor output = empty_map(sizes, features, channels_last);
   call.output = write_view(output);
+  Tensor places;
+  if constexpr (keep) {
+    places = empty_map(sizes, aoti_torch_dtype_int32(), features, channels_last);
+    call.places = write_view(places);
+  }
   run_call<cuda>(call, features);
   stack[0] = output.release();
+  if constexpr (keep) stack[1] = places.release();
 }
 
-template <bool cuda>
+template <bool cuda, bool kept>
 void backward(StableIValue* stack, uint64_t, uint64_t) {
   Tensor grad = tensor_argument(stack[0]), features = tensor_argument(stack[1]), boxes = tensor_argument(stack[2]);
-  Tensor copies[3];
-  auto call = checked_call<cuda, RoiPoolBackward>(features, boxes, stack + 3, copies[0]);
+  Tensor places, copies[4];
+  if constexpr (kept) places = tensor_argument(stack[3]);
+  auto call = checked_call<cuda, RoiPoolBackward>(features, boxes, stack + (kept ? 4 : 3), copies[0]);
   const int64_t sizes[] = {call.shape.boxes, call.shape.channels, call.shape.pooled_rows, call.shape.pooled_columns};
   require.same(grad, sizes, 4, features.dtype(), features,
                "grad_output must have the shape, dtype and device of the output");
@@ -85,38 +92,34 @@ void backward(StableIValue* stack, uint64_t, uint64_t) {
   call.features = read_view(native_map(features, channels_last, copies[1]));
   // Where channels come first, the kernels take any strides.
   call.grad_output = read_view(channels_last ? native_map(grad, channels_last, copies[2]) : grad);
+  if constexpr (kept) {
+    require.same(places, sizes, 4, aoti_torch_dtype_int32(), features,
+                 "places must be int32 and have the shape and device of the output");
+    call.places = read_view(native_map(places, channels_last, copies[3]));
+  }
   Tensor grad_features = empty_map(features.sizes(), features, channels_last);
   call.grad_features = write_view(grad_features);
   run_call<cuda>(call, features);
   stack[0] = grad_features.release();
 }
 
-template <bool cuda>
-void places(StableIValue* stack, uint64_t, uint64_t) {
-  static const int32_t kInt32 = aoti_torch_dtype_int32();
-  Tensor features = tensor_argument(stack[0]), boxes = tensor_argument(stack[1]), copies[2];
-  auto call = checked_call<cuda, RoiPoolPlaces>(features, boxes, stack + 2, copies[0]);
-  call.features = read_view(native_map(features, is_channels_last(features), copies[1]));
-  const RoiPoolShape& shape = call.shape;
-  Tensor result =
-      empty_contiguous({shape.boxes, shape.channels, shape.pooled_rows, shape.pooled_columns}, kInt32, features);
-  call.places = static_cast<int32_t*>(result.mutable_data());
-  run_call<cuda>(call, features);
-  stack[0] = result.release();
-}
-
 }  // namespace
 
 void define_roi_pool(Library& library) {
-  const std::string options = "Tensor features, Tensor boxes, int rows, int columns, float spatial_scale) -> Tensor";
-  library.define("roi_pool_places(" + options);
-  library.define_with_backward("roi_pool", ("(" + options).c_str(), ("(Tensor grad_output, " + options).c_str());
+  const std::string arguments = "Tensor features, Tensor boxes, ", kept = "Tensor places, ",
+                    given = "(Tensor grad_output, ";
+  const std::string options = "int rows, int columns, float spatial_scale) -> ";
+  library.define_with_backward("roi_pool", ("(" + arguments + options + "Tensor").c_str(),
+                               (given + arguments + options + "Tensor").c_str());
+  library.define_with_backward("roi_pool_with_places", ("(" + arguments + options + "(Tensor, Tensor)").c_str(),
+                               (given + arguments + kept + options + "Tensor").c_str());
 }
 
 void implement_roi_pool(Library& library, bool cuda) {
-  library.implement("roi_pool_places", cuda ? places<true> : places<false>);
-  library.implement_with_backward("roi_pool", cuda ? forward<true> : forward<false>,
-                                  cuda ? backward<true> : backward<false>);
+  library.implement_with_backward("roi_pool", cuda ? forward<true, false> : forward<false, false>,
+                                  cuda ? backward<true, false> : backward<false, false>);
+  library.implement_with_backward("roi_pool_with_places", cuda ? forward<true, true> : forward<false, true>,
+                                  cuda ? backward<true, true> : backward<false, true>);
 }
 
 }  // namespace gingham::torch_front

@@ -158,14 +158,18 @@ inline bool is_native(const Tensor& map, bool channels_last, int64_t channel = 1
   return map.stride(adjacent) == 1 || map.size(adjacent) <= 1;
 }
 
-inline Tensor empty_map(const int64_t* sizes, const Tensor& like, bool channels_last, int64_t channel = 1) {
-  if (!channels_last) return empty_contiguous(like.dim(), sizes, like.dtype(), like);
+inline Tensor empty_map(const int64_t* sizes, int32_t dtype, const Tensor& like, bool channels_last,
+                        int64_t channel = 1) {
+  if (!channels_last) return empty_contiguous(like.dim(), sizes, dtype, like);
   int64_t strides[5], step = sizes[channel] > 0 ? sizes[channel] : 1;
   strides[channel] = 1;
   for (int64_t d = like.dim() - 1; d >= 0; --d) {
     if (d != channel) strides[d] = step, step *= sizes[d] > 0 ? sizes[d] : 1;
   }
-  return Tensor::empty(like.dim(), sizes, strides, like.dtype(), like);
+  return Tensor::empty(like.dim(), sizes, strides, dtype, like);
+}
+inline Tensor empty_map(const int64_t* sizes, const Tensor& like, bool channels_last, int64_t channel = 1) {
+  return empty_map(sizes, like.dtype(), like, channels_last, channel);
 }
 
 // The map itself when the kernels can read it in place, otherwise a copy in `copy`.

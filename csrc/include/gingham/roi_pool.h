@@ -29,6 +29,8 @@ struct RoiPoolShape {
 // (channels last). The output's [row, column] are adjacent: row_stride == pooled_columns * column_stride.
 // boxes: [boxes, 5], contiguous, float64 beside float64 features, otherwise float32. On the CPU all are valid (see
 // first_invalid_box); on CUDA the output of others is NaN and their gradient 0.
+// places: int32 in the output's layout, where the maxima are, row * columns + column, and -1 where there is none; not
+// written where there is no data.
 struct RoiPoolForward {
   RoiPoolShape shape;
   DType dtype = DType::float32;
@@ -36,30 +38,21 @@ struct RoiPoolForward {
   MapView features;
   const void* boxes = nullptr;
   MapView output;
+  MapView places;
 };
 
 // grad_output may have any strides where channels come first, otherwise its channel_stride is 1. grad_features is
 // written, not accumulated into; it has the layout of features and adjacent [row, column]. Sums run over the boxes and
-// their outputs in order.
+// their outputs in order. places are those of forward, or found anew where there is no data.
 struct RoiPoolBackward {
   RoiPoolShape shape;
   DType dtype = DType::float32;
   double spatial_scale = 1.0;
   MapView features;
   const void* boxes = nullptr;
+  MapView places;
   MapView grad_output;
   MapView grad_features;
-};
-
-// Where the maxima are: places [boxes, channels, pooled_rows, pooled_columns], contiguous, row * columns + column; -1
-// where there is none. What is needed to differentiate twice.
-struct RoiPoolPlaces {
-  RoiPoolShape shape;
-  DType dtype = DType::float32;
-  double spatial_scale = 1.0;
-  MapView features;
-  const void* boxes = nullptr;
-  int32_t* places = nullptr;
 };
 
 // The first box that names no image of the batch or has a coordinate that is not finite; -1 if there is none.
@@ -77,6 +70,5 @@ inline int64_t first_invalid_box(const void* boxes, DType dtype, int64_t count, 
 
 GINGHAM_DECLARE_CALL(RoiPoolForward)
 GINGHAM_DECLARE_CALL(RoiPoolBackward)
-GINGHAM_DECLARE_CALL(RoiPoolPlaces)
 
 }  // namespace gingham

@@ -381,9 +381,11 @@ def is_channels_last(map_: Tensor, channel: int = 1) -> bool:
     return bool(map_.stride(channel) == 1 and map_.stride(-1) != 1)
 
 
-def empty_map(shape: Sequence[Any], like: Tensor, channels_last: bool, channel: int = 1) -> Tensor:
+def empty_map(
+    shape: Sequence[Any], like: Tensor, channels_last: bool, channel: int = 1, *, dtype: torch.dtype | None = None
+) -> Tensor:
     """What csrc/torch/tensor.h allocates for a map of this shape."""
     if not channels_last:
-        return like.new_empty(shape)
+        return like.new_empty(shape, dtype=dtype)
     rest = [extent for axis, extent in enumerate(shape) if axis != channel]
-    return like.new_empty(*rest, shape[channel]).movedim(-1, channel)
+    return like.new_empty([*rest, shape[channel]], dtype=dtype).movedim(-1, channel)

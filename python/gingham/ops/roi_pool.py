@@ -19,6 +19,7 @@ from gingham.ops._register import (
     empty_map,
     fold_into_batch,
     is_channels_last,
+    unfold_from_batch,
 )
 
 
@@ -55,8 +56,9 @@ def roi_pool(
         On CUDA no box is looked at before the kernel runs: one that names no image or has a coordinate that is not
         finite gives NaN, and no gradient, where the CPU raises.
 
-        Backward finds the maxima anew, so that nothing is kept but the inputs, and adds in a fixed order, without
-        atomics, on CUDA too.
+        Where the maxima are is kept for backward if that takes no more memory than `features` (and always under
+        torch.compile), as for the usual 7x7 bins; otherwise backward finds them anew, and nothing is kept but the
+        inputs. It adds in a fixed order, without atomics, on CUDA too.
 
     Raises:
         TypeError: an argument is no tensor or of a dtype that is not supported.
@@ -83,7 +85,15 @@ def roi_pool(
             features, joined = _autocast((features, joined))
         if is_compiling:
             _check(features, joined, rows, columns, spatial_scale)
-        result: Tensor = _call(features, joined, rows, columns, spatial_scale)
+        result: Tensor
+        if (
+            features.requires_grad
+            and torch.is_grad_enabled()
+            and (is_compiling or _places_take_little(features, joined, rows * columns))
+        ):
+            result = _call_with_places(features, joined, rows, columns, spatial_scale)
+        else:
+            result = _call(features, joined, rows, columns, spatial_scale)
         return result
     except (RuntimeError, TypeError, AttributeError, OverflowError) as error:
         if isinstance(joined, Tensor):
@@ -126,6 +136,14 @@ def _autocast(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     if autocast_dtype(features) is None or not boxes.is_floating_point():
         return tensors
     return features, boxes.to(_dtype_of_boxes(features))
+
+
+def _places_take_little(features: Tensor, boxes: Tensor, outputs: int) -> bool:
+    """At most as many bytes as the features; false for arguments that the operator will refuse."""
+    if features.dim() != 4 or boxes.dim() != 2:
+        return False
+    batch, _, height, width = features.shape
+    return bool(boxes.size(0) * outputs * 4 <= batch * height * width * features.element_size())
 
 
 def _as_pair(size: Any) -> tuple[int, int]:
@@ -183,20 +201,18 @@ def _fake_forward(features: Tensor, boxes: Tensor, rows: int, columns: int, spat
     return empty_map((boxes.size(0), features.size(1), rows, columns), features, is_channels_last(features))
 
 
-def _fake_backward(
-    grad_output: Tensor, features: Tensor, boxes: Tensor, rows: int, columns: int, spatial_scale: float
-) -> Tensor:
+def _fake_forward_with_places(*arguments: Any) -> tuple[Tensor, Tensor]:
+    output, features = _fake_forward(*arguments), arguments[0]
+    return output, empty_map(output.shape, features, is_channels_last(features), dtype=torch.int32)
+
+
+def _fake_backward(grad_output: Tensor, features: Tensor, *arguments: Any) -> Tensor:
     return empty_map(features.shape, features, is_channels_last(features))
-
-
-def _fake_places(features: Tensor, boxes: Tensor, rows: int, columns: int, spatial_scale: float) -> Tensor:
-    _check(features, boxes, rows, columns, spatial_scale)
-    return features.new_empty((boxes.size(0), features.size(1), rows, columns), dtype=torch.int32)
 
 
 def _definition(features: Tensor, boxes: Tensor, *options: Any) -> Tensor:
     """Pixels by the places of the maxima: has the gradients of the reference, whose steps depend on the boxes."""
-    places = _places(features.detach(), boxes, *options).flatten(2).long()  # [N, C, outputs]
+    places = _forward_with_places(features.detach(), boxes, *options)[1].flatten(2).long()  # [N, C, outputs]
     if features.numel() == 0:
         return (features.sum() * places).unflatten(2, options[:2])
     image = boxes[:, 0].nan_to_num().clamp(0, features.size(0) - 1).long()  # on CUDA a box may name any
@@ -219,37 +235,38 @@ def _vmap(call: Any, info: Any, in_dims: Any, features: Tensor, boxes: Tensor, *
     size, (features_axis, boxes_axis, *_) = info.batch_size, in_dims
     if features_axis is None:  # one map for all samples
         assert boxes_axis is not None
-        result = call(features, boxes.movedim(boxes_axis, 0).flatten(0, 1), *options)
+        results = call(features, boxes.movedim(boxes_axis, 0).flatten(0, 1), *options)
     else:
         (folded,) = fold_into_batch(size, (features,), (features_axis,))
-        result = call(folded, _fold_boxes(size, boxes, boxes_axis, folded.size(0) // size), *options)
-    return result.unflatten(0, (size, result.size(0) // size)), 0
+        results = call(folded, _fold_boxes(size, boxes, boxes_axis, folded.size(0) // size), *options)
+    if isinstance(results, Tensor):
+        return results.unflatten(0, (size, results.size(0) // size)), 0
+    return unfold_from_batch(size, results)
 
 
 def _vmap_backward(
-    call: Any, info: Any, in_dims: Any, grad_output: Tensor, features: Tensor, boxes: Tensor, *options: Any
+    call: Any, info: Any, in_dims: Any, grad_output: Tensor, features: Tensor, boxes: Tensor, *arguments: Any
 ) -> Any:
-    size = info.batch_size
-    grad_output, features = fold_into_batch(size, (grad_output, features), in_dims[:2])
+    """`arguments`: the places, if kept, and the options."""
+    size, places = info.batch_size, [x for x in arguments if isinstance(x, Tensor)]
+    maps = (grad_output, features, *places)
+    grad_output, features, *places = fold_into_batch(size, maps, (*in_dims[:2], *in_dims[3 : 3 + len(places)]))
     images = features.size(0) // size
-    result = call(grad_output, features, _fold_boxes(size, boxes, in_dims[2], images), *options)
+    boxes = _fold_boxes(size, boxes, in_dims[2], images)
+    result = call(grad_output, features, boxes, *places, *arguments[len(places) :])
     return result.unflatten(0, (size, images)), 0
 
 
-_places = torch.ops.gingham.roi_pool_places.default
-torch.library.register_fake(_places, _fake_places)
-torch.library.register_vmap(_places, partial(_vmap, _places))
-
-_call = Registered(
-    "roi_pool",
+_register = partial(
+    Registered,
     tensors=2,
     differentiable=(0,),
     definition=_definition,
-    fake=_fake_forward,
     fake_backward=_fake_backward,
-    outputs=1,
-    kept=(),
     autocast=_autocast,
     vmap=_vmap,
     vmap_backward=_vmap_backward,
-).call
+)
+_call = _register("roi_pool", fake=_fake_forward, outputs=1, kept=()).call
+_call_with_places = _register("roi_pool_with_places", fake=_fake_forward_with_places, outputs=2, kept=(1,)).call
+_forward_with_places = torch.ops.gingham._roi_pool_with_places.default
