@@ -245,7 +245,7 @@ def call_of_raw(draw: Draw, name: str) -> Call:
     schema = [argument.name for argument in operator._schema.arguments]
     forward_arguments = target.raw(target.draw(draw))
     if backward:
-        forward = getattr(torch.ops.gingham, public).default
+        forward = getattr(torch.ops.gingham, name.removeprefix("_").removesuffix("_backward")).default
         taken = {argument.name for argument in forward._schema.arguments}
         with torch.no_grad():
             outputs = forward(**{key: value for key, value in forward_arguments.items() if key in taken})

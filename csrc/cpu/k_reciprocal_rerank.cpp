@@ -12,6 +12,7 @@
 #include "gingham/k_reciprocal_rerank.h"
 
 #include "nearest.h"
+#include "workspace.h"
 
 namespace {
 
@@ -29,18 +30,6 @@ template <class Sum>
 struct Weight {
   int32_t item;
   Sum value;
-};
-
-struct Memory {
-  char* base;
-  size_t size = 0;
-
-  template <class T>
-  T* take(int64_t count) {
-    T* at = reinterpret_cast<T*>(base + size);
-    size += size_t(round_up(count * int64_t(sizeof(T)), 64));
-    return at;
-  }
 };
 
 // The scratch of one thread.
@@ -91,7 +80,7 @@ class Rerank {
 
   // Lays the workspace out at `base` and returns its size. base may be null to ask for the size alone.
   size_t lay_out(void* base) {
-    Memory memory{static_cast<char*>(base)};
+    Workspace memory(base);
     centre_ = memory.take<Sum>(round_up(items_.channels, kN));
     nearest_.others = larger(k1_, k2_ - 1);
     nearest_.squares = memory.take<Sum>(round_up(count_, kN));
@@ -104,9 +93,9 @@ class Rerank {
     weights_ = memory.take<Weight<Sum> >(count_ * capacity_);
     query_sizes_ = memory.take<int32_t>(queries_at_a_time_);
     query_weights_ = memory.take<Weight<Sum> >(queries_at_a_time_ * mean_capacity_);
-    scratch_ = memory.base + memory.size;
+    scratch_ = static_cast<char*>(base) + memory.size();
     lay_out_scratch(0, &scratch_size_);
-    return memory.size + size_t(threads_) * scratch_size_;
+    return memory.size() + size_t(threads_) * scratch_size_;
   }
 
   void run(void* workspace, ParallelFor parallel_for) {
@@ -156,7 +145,7 @@ class Rerank {
 
  private:
   Scratch<Sum> lay_out_scratch(int64_t worker, size_t* size) const {
-    Memory memory{scratch_ + size_t(worker) * scratch_size_};
+    Workspace memory(scratch_ + size_t(worker) * scratch_size_);
     Scratch<Sum> scratch;
     scratch.tiles =
         TileScratch<Sum>(strips_, items_.channels, memory.take<char>(TileScratch<Sum>::size(strips_, items_.channels)));
@@ -170,7 +159,7 @@ class Rerank {
     scratch.overlaps = memory.take<Sum>(round_up(slice_, kN));
     scratch.rows = memory.take<Weight<Sum> >(slice_ * mean_capacity_);
     scratch.lists = memory.take<Weight<Sum> >(slice_ * mean_capacity_);
-    if (size) *size = memory.size;
+    if (size) *size = memory.size();
     return scratch;
   }
 

@@ -131,34 +131,13 @@ inline Vector<Accumulator<E>> pick(const E* source, Integers<Accumulator<E>> ind
   return v;
 #endif
 }
-// Folds each of kLanes<T> vectors into one number: lane i of the result is that of rows[i]. The exchange of halves,
-// quarters, ... that transposes a square, with both results of an exchange folded into one.
-template <class T, int kDistance, class V, class Fold>
-__attribute__((always_inline)) inline V fold_lanes(V* rows, const Fold& fold) {
-  constexpr int kN = kLanes<T>;
-  Integers<T> upper, lower;
-  for (int lane = 0; lane < kN; ++lane) {
-    upper[lane] = (lane & kDistance) ? kN + lane - kDistance : lane;
-    lower[lane] = (lane & kDistance) ? kN + lane : lane + kDistance;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < kDistance; ++i) {
-    const V a = rows[i], b = rows[i + kDistance];
-    rows[i] = fold(__builtin_shuffle(a, b, upper), __builtin_shuffle(a, b, lower));
-  }
-  if constexpr (kDistance > 1) {
-    return fold_lanes<T, kDistance / 2>(rows, fold);
-  } else {
-    return rows[0];
-  }
-}
 template <class T>
 __attribute__((always_inline)) inline Vector<T> largest_of_each(Vector<T>* rows) {
-  return fold_lanes<T, kLanes<T> / 2>(rows, [](Vector<T> a, Vector<T> b) { return maximum<T>(a, b); });
+  return fold_lanes<T>(rows, [](Vector<T> a, Vector<T> b) { return maximum<T>(a, b); });
 }
 template <class T>
 __attribute__((always_inline)) inline Integers<T> smallest_of_each(Integers<T>* rows) {
-  return fold_lanes<T, kLanes<T> / 2>(rows, [](Integers<T> a, Integers<T> b) { return a < b ? a : b; });
+  return fold_lanes<T>(rows, [](Integers<T> a, Integers<T> b) { return a < b ? a : b; });
 }
 
 template <class T>

@@ -344,4 +344,26 @@ __attribute__((always_inline)) inline void transpose(Vector<T>* rows) {
   exchange<T, 1>(rows);
 }
 
+// Folds each of kLanes<T> vectors into one number: lane i of the result is that of rows[i], which are overwritten. The
+// exchange of halves, quarters, ... that transposes a square, with both results of an exchange folded into one.
+template <class T, int kDistance = kLanes<T> / 2, class V, class Fold>
+__attribute__((always_inline)) inline V fold_lanes(V* rows, const Fold& fold) {
+  constexpr int kN = kLanes<T>;
+  Integers<T> upper, lower;
+  for (int lane = 0; lane < kN; ++lane) {
+    upper[lane] = (lane & kDistance) ? kN + lane - kDistance : lane;
+    lower[lane] = (lane & kDistance) ? kN + lane : lane + kDistance;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kDistance; ++i) {
+    const V a = rows[i], b = rows[i + kDistance];
+    rows[i] = fold(__builtin_shuffle(a, b, upper), __builtin_shuffle(a, b, lower));
+  }
+  if constexpr (kDistance > 1) {
+    return fold_lanes<T, kDistance / 2>(rows, fold);
+  } else {
+    return rows[0];
+  }
+}
+
 }  // namespace

@@ -109,23 +109,6 @@ inline void prefetch_ahead(const E* p) {
   __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead, 0, 3);
 }
 
-// Adds the lanes of kLanes vectors: lane i of the result is the sum of rows[i]. Overwrites the rows.
-template <int kDistance, class Sum>
-__attribute__((always_inline)) inline void fold(Vector<Sum>* rows) {
-  constexpr int kN = kLanes<Sum>;
-  Integers<Sum> own, other;
-  for (int lane = 0; lane < kN; ++lane) {
-    own[lane] = (lane & kDistance) ? kN + lane : lane;
-    other[lane] = (lane & kDistance) ? kN + lane - kDistance : lane + kDistance;
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < kDistance; ++i) {
-    const Vector<Sum> a = rows[i], b = rows[i + kDistance];
-    rows[i] = __builtin_shuffle(a, b, own) + __builtin_shuffle(a, b, other);
-  }
-  if constexpr (kDistance > 1) fold<kDistance / 2, Sum>(rows);
-}
-
 // ---------------------------------------------------------------------------------------------- sums and energies
 
 // kChannels planes: their squares are added to energies [positions], their sums over the bands stored in
@@ -164,8 +147,7 @@ void add_planes(const Frames& frames, const MapView& map, const E* planes, Sum* 
     if constexpr (kChannels == 1) {
       *sum = sum_of_lanes(totals[0]);
     } else {
-      fold<kN / 2, Sum>(totals);
-      store(sum, totals[0]);
+      store(sum, fold_lanes<Sum>(totals, [](Vector<Sum> a, Vector<Sum> b) { return a + b; }));
     }
   }
 }

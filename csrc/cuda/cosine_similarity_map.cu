@@ -14,6 +14,7 @@
 #include "elements.cuh"
 #include "gingham/cosine_similarity_map.h"
 #include "primitives.cuh"
+#include "workspace.cuh"
 
 namespace gingham::cuda {
 namespace {
@@ -238,27 +239,21 @@ void forward(const CosineSimilarityMapForward& call, void* stream) {
 }
 
 // What backward keeps in its workspace.
-template <class S>
+template <class T>
 struct Held {
+  using S = Sum<T>;
   int64_t parts, factors;
   S *a, *b, *t, *sums;
-  size_t size;
 
-  Held(const CosineSimilarityMapBackward& call, void* workspace) {
+  Held(const CosineSimilarityMapBackward& call, Workspace& workspace) {
     const auto& s = call.shape;
     const int64_t pixels = s.rows * s.columns;
     parts = s.prototypes > kFewPrototypes ? parts_of_many(s) : gradient_parts(pixels, is_channels_last(call));
     factors = factor_blocks(pixels);
-    size = 0;
-    const auto take = [&](int64_t count) {
-      S* at = reinterpret_cast<S*>(static_cast<unsigned char*>(workspace) + size);
-      size += static_cast<size_t>((count * static_cast<int64_t>(sizeof(S)) + 15) / 16 * 16);
-      return at;
-    };
-    a = take(s.batch * s.prototypes * pixels);
-    b = take(s.batch * pixels);
-    t = take(s.batch * factors * s.prototypes);
-    sums = take(s.batch * parts * s.prototypes * s.channels);
+    a = workspace.take<S>(s.batch * s.prototypes * pixels);
+    b = workspace.take<S>(s.batch * pixels);
+    t = workspace.take<S>(s.batch * factors * s.prototypes);
+    sums = workspace.take<S>(s.batch * parts * s.prototypes * s.channels);
   }
 
   static bool is_channels_last(const CosineSimilarityMapBackward& call) {
@@ -272,7 +267,8 @@ void backward(const CosineSimilarityMapBackward& call, void* workspace, void* st
   using S = Sum<T>;
   const auto& s = call.shape;
   const int64_t pixels = s.rows * s.columns;
-  const Held<S> held(call, workspace);
+  Workspace pieces(workspace);
+  const Held<T> held(call, pieces);
   const auto rule = norm_rule<S>(call.norms);
   const auto vectors = vectors_of<T>(call.prototypes);
   const auto* const vector_norms = static_cast<const S*>(call.prototype_norms);
@@ -291,7 +287,7 @@ void backward(const CosineSimilarityMapBackward& call, void* workspace, void* st
                                 held.a,
                                 held.b,
                                 held.sums};
-  const bool channels_last = Held<S>::is_channels_last(call);
+  const bool channels_last = Held<T>::is_channels_last(call);
   if (s.prototypes <= 1) {
     launch_gradients<1>(pass, channels_last, stream);
   } else if (s.prototypes <= 4) {
@@ -315,10 +311,7 @@ void backward(const CosineSimilarityMapBackward& call, void* workspace, void* st
 
 size_t workspace_size(const CosineSimilarityMapForward&) { return 0; }
 
-size_t workspace_size(const CosineSimilarityMapBackward& call) {
-  if (call.dtype == DType::float64) return Held<double>(call, nullptr).size;
-  return Held<float>(call, nullptr).size;
-}
+size_t workspace_size(const CosineSimilarityMapBackward& call) { return size_of_workspace<Held>(call); }
 
 void run(const CosineSimilarityMapForward& call, void*, void* stream) {
   with_element(call.dtype, [&](auto element) { forward<decltype(element)>(call, stream); });

@@ -4,6 +4,7 @@
 // gradient written once. Beside the results, a number a position and vectors of channels.
 #include "gingham/masked_average_pool.h"
 #include "mask_pooling.cuh"
+#include "workspace.cuh"
 
 namespace gingham::cuda {
 namespace {

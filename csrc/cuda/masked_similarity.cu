@@ -6,6 +6,7 @@
 #include "cosine.cuh"
 #include "gingham/masked_similarity.h"
 #include "mask_pooling.cuh"
+#include "workspace.cuh"
 
 namespace gingham::cuda {
 namespace {

@@ -359,14 +359,27 @@ def check_like(operator: str, name: str, value: Tensor, like_name: str, like: Te
         )
 
 
+def as_float(operator: str, name: str, value: Any) -> Any:
+    """A real number as a float; under torch.compile it may be a ``torch.SymFloat``."""
+    if isinstance(value, torch.SymFloat):
+        return value
+    if not isinstance(value, (numbers.Real, torch.SymInt)):
+        raise TypeError(f"{operator}: {name} must be a number, got {describe(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{operator}: {name} must be in the range of float64, got a number beyond") from None
+
+
+def check_whole_number(operator: str, name: str, value: Any) -> None:
+    """Raises TypeError unless `value` is a whole number, and no bool."""
+    if isinstance(value, bool) or not isinstance(value, (numbers.Integral, torch.SymInt)):
+        raise TypeError(f"{operator}: {name} must be a whole number, got {describe(value)}")
+
+
 def check_eps(operator: str, eps: Any, *, positive: bool = False) -> None:
     """Raises TypeError or ValueError unless `eps` is a finite number that is not negative, or is `positive`."""
-    if not isinstance(eps, (numbers.Real, torch.SymFloat, torch.SymInt)):
-        raise TypeError(f"{operator}: eps must be a number, got {describe(eps)}")
-    try:
-        value: Any = float(eps) if isinstance(eps, numbers.Real) else eps
-    except OverflowError:
-        raise ValueError(f"{operator}: eps must be in the range of float64, got a number beyond") from None
+    value = eps if isinstance(eps, torch.SymInt) else as_float(operator, "eps", eps)
     if not 0 <= value < math.inf or (positive and value == 0):
         raise ValueError(
             f"{operator}: eps must be finite and {'positive' if positive else 'not negative'}, got {value}"

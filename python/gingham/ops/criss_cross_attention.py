@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from gingham import reference
 from gingham.ops._register import (
     Registered,
+    as_float,
     check_like,
     check_tensor,
     describe,
@@ -63,7 +63,7 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: f
     try:
         if type(scale) is not float:
             _check(query, key, value, scale)  # torch would take a tensor for a number, and its gradient for none
-            scale = _as_float(scale)
+            scale = as_float("criss_cross_attention", "scale", scale)
         is_compiling = torch.compiler.is_compiling()
         # Each of these questions takes a tenth of a microsecond; torch.compile cannot trace the second.
         if is_compiling or torch._C._is_any_autocast_enabled():
@@ -87,20 +87,10 @@ def _tf32_is_allowed() -> bool:
 _tf32_is_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _as_float(scale: Any) -> Any:
-    if isinstance(scale, torch.SymFloat):
-        return scale
-    try:
-        return float(scale)
-    except OverflowError:
-        raise ValueError("criss_cross_attention: scale must be in the range of float64, got a number beyond") from None
-
-
 def _check(query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
     for name, x in (("query", query), ("key", key), ("value", value)):
         check_tensor("criss_cross_attention", name, x)
-    if not isinstance(scale, (numbers.Real, torch.SymFloat)):
-        raise TypeError(f"criss_cross_attention: scale must be a number, got {describe(scale)}")
+    as_float("criss_cross_attention", "scale", scale)
     if query.dim() not in (4, 5):
         raise ValueError(
             f"criss_cross_attention: query must be [B, Ck, H, W] or [B, Ck, T, H, W], got {describe(query)}"

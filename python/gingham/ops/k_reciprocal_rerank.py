@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import operator
 from functools import partial
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gingham.ops._register import check_like, check_tensor, describe
+from gingham.ops._register import as_float, check_like, check_tensor, check_whole_number, describe
 
 _NAME = "k_reciprocal_rerank"
 _public = torch.ops.gingham.k_reciprocal_rerank.default
@@ -65,7 +64,7 @@ def k_reciprocal_rerank(
     try:
         if type(k1) is not int or type(k2) is not int or type(lambda_value) is not float:
             _check(query_features, gallery_features, k1, k2, lambda_value)
-            k1, k2, lambda_value = operator.index(k1), operator.index(k2), _as_float(lambda_value)
+            k1, k2, lambda_value = operator.index(k1), operator.index(k2), as_float(_NAME, "lambda_value", lambda_value)
         is_compiling = torch.compiler.is_compiling()
         if is_compiling:
             _check(query_features, gallery_features, k1, k2, lambda_value)
@@ -81,10 +80,6 @@ def k_reciprocal_rerank(
         raise
 
 
-def _as_float(value: Any) -> Any:
-    return value if isinstance(value, torch.SymFloat) else float(value)
-
-
 def _check(query_features: Tensor, gallery_features: Tensor, k1: int, k2: int, lambda_value: float) -> None:
     for name, x in (("query_features", query_features), ("gallery_features", gallery_features)):
         check_tensor(_NAME, name, x)
@@ -98,13 +93,10 @@ def _check(query_features: Tensor, gallery_features: Tensor, k1: int, k2: int, l
             f"{list(query_features.shape)}, got {describe(gallery_features)}"
         )
     for name, k in (("k1", k1), ("k2", k2)):
-        if isinstance(k, bool) or not isinstance(k, (numbers.Integral, torch.SymInt)):
-            raise TypeError(f"{_NAME}: {name} must be a whole number, got {describe(k)}")
+        check_whole_number(_NAME, name, k)
         if not 1 <= k < 2**63:
             raise ValueError(f"{_NAME}: {name} must be at least 1 and fit 64 bits, got {k}")
-    if not isinstance(lambda_value, (numbers.Real, torch.SymFloat)):
-        raise TypeError(f"{_NAME}: lambda_value must be a number, got {describe(lambda_value)}")
-    if not 0 <= lambda_value <= 1:
+    if not 0 <= as_float(_NAME, "lambda_value", lambda_value) <= 1:
         raise ValueError(f"{_NAME}: lambda_value must be in [0, 1], got {lambda_value}")
 
 

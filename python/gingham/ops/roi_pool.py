@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gingham.ops._register import (
     Registered,
+    as_float,
     autocast_dtype,
     check_tensor,
     describe,
@@ -78,7 +79,7 @@ def roi_pool(
             joined = join_boxes(features, boxes)
         rows, columns = (output_size, output_size) if type(output_size) is int else _as_pair(output_size)
         if type(spatial_scale) is not float:
-            spatial_scale = _as_float(spatial_scale)
+            spatial_scale = as_float("roi_pool", "spatial_scale", spatial_scale)
         is_compiling = torch.compiler.is_compiling()
         # Each of these questions takes a tenth of a microsecond; torch.compile cannot trace the second.
         if is_compiling or torch._C._is_any_autocast_enabled():
@@ -97,7 +98,7 @@ def roi_pool(
         return result
     except (RuntimeError, TypeError, AttributeError, OverflowError) as error:
         if isinstance(joined, Tensor):
-            _check(features, joined, *_as_pair(output_size), _as_float(spatial_scale))
+            _check(features, joined, *_as_pair(output_size), as_float("roi_pool", "spatial_scale", spatial_scale))
         message = str(error)
         if isinstance(error, RuntimeError) and "must name an image" in message:
             raise ValueError(message[message.index("roi_pool: ") :].splitlines()[0]) from None
@@ -152,17 +153,6 @@ def _as_pair(size: Any) -> tuple[int, int]:
         raise TypeError(f"roi_pool: output_size must be a whole number or two, got {size!r}")
     rows, columns = (n if isinstance(n, torch.SymInt) else int(n) for n in pair)
     return rows, columns  # type: ignore[return-value]  # torch takes a SymInt for an int
-
-
-def _as_float(scale: Any) -> Any:
-    if isinstance(scale, (float, torch.SymFloat)):
-        return scale
-    if not isinstance(scale, numbers.Real):
-        raise TypeError(f"roi_pool: spatial_scale must be a number, got {describe(scale)}")
-    try:
-        return float(scale)
-    except OverflowError:
-        raise ValueError("roi_pool: spatial_scale must be in the range of float64, got a number beyond") from None
 
 
 def _check(features: Tensor, boxes: Tensor, rows: int, columns: int, spatial_scale: float) -> None:

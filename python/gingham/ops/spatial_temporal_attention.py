@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
 import torch
@@ -15,15 +14,22 @@ from torch import Tensor
 from gingham import reference
 from gingham.ops._register import (
     Registered,
+    as_float,
     check_eps,
     check_like,
     check_tensor,
+    check_whole_number,
     describe,
     empty_map,
     is_channels_last,
     promote,
 )
 
+_NAME, _SUMS, _FROM_SUMS = (
+    "spatial_temporal_attention",
+    "spatial_temporal_sums",
+    "spatial_temporal_attention_from_sums",
+)
 _ENERGIES = {"sq": 0, "l2": 1, "agrl": 2}  # gingham::SpatialEnergy
 _NAMES = tuple(_ENERGIES)
 
@@ -92,7 +98,7 @@ def spatial_temporal_attention(
             or type(return_map) is not bool
         ):
             _check_attention(features, parts, energy, eps, detach_attention, return_map)
-            eps = _as_float(eps)
+            eps = as_float(_NAME, "eps", eps)
         results: tuple[Tensor, ...]
         if torch.compiler.is_compiling():
             _check_attention(features, parts, energy, eps, detach_attention, return_map)
@@ -143,7 +149,7 @@ def spatial_temporal_sums(
     try:
         if type(parts) is not int or type(eps) is not float:
             _check_sums(features, parts, energy, eps)
-            eps = _as_float(eps)
+            eps = as_float(_SUMS, "eps", eps)
         if torch.compiler.is_compiling():
             _check_sums(features, parts, energy, eps)
         sums, energies = _sums.call(features, parts, _ENERGIES[energy], eps)
@@ -192,7 +198,7 @@ def spatial_temporal_attention_from_sums(
     try:
         if type(positions) is not int or type(eps) is not float:
             _check_from_sums(sums, energies, positions, eps)
-            eps = _as_float(eps)
+            eps = as_float(_FROM_SUMS, "eps", eps)
         is_compiling = torch.compiler.is_compiling()
         if is_compiling or torch._C._is_any_autocast_enabled():
             sums, energies = promote((sums, energies))
@@ -208,15 +214,6 @@ def spatial_temporal_attention_from_sums(
 # ------------------------------------------------------------------------------------------------ checks
 
 
-def _as_float(eps: Any) -> Any:
-    return eps if isinstance(eps, torch.SymFloat) else float(eps)
-
-
-def _check_number(operator: str, name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (numbers.Integral, torch.SymInt)):
-        raise TypeError(f"{operator}: {name} must be a whole number, got {describe(value)}")
-
-
 def _check_frames(operator: str, layout: str, features: Tensor, parts: Any, energy: Any, eps: Any) -> None:
     check_tensor(operator, "features", features)
     if features.dim() != layout.count(",") + 1:
@@ -224,7 +221,7 @@ def _check_frames(operator: str, layout: str, features: Tensor, parts: Any, ener
     axes = [axis for axis in range(1, features.dim()) if axis != features.dim() - 3]
     if any(features.size(axis) == 0 for axis in axes):
         raise ValueError(f"{operator}: features must have at least one frame, row and column, got {describe(features)}")
-    _check_number(operator, "parts", parts)
+    check_whole_number(operator, "parts", parts)
     if not 1 <= parts <= features.size(-2):
         raise ValueError(f"{operator}: parts must be 1 to the {features.size(-2)} rows of features, got {parts}")
     if not isinstance(energy, str):
@@ -237,7 +234,7 @@ def _check_frames(operator: str, layout: str, features: Tensor, parts: Any, ener
 def _check_attention(
     features: Tensor, parts: Any, energy: Any, eps: Any, detach_attention: Any, return_map: Any = False
 ) -> None:
-    name = "spatial_temporal_attention"
+    name = _NAME
     _check_frames(name, "[B, T, C, H, W]", features, parts, energy, eps)
     for option, value in (("detach_attention", detach_attention), ("return_map", return_map)):
         if not isinstance(value, bool):
@@ -245,11 +242,11 @@ def _check_attention(
 
 
 def _check_sums(features: Tensor, parts: Any, energy: Any, eps: Any) -> None:
-    _check_frames("spatial_temporal_sums", "[N, C, H, W]", features, parts, energy, eps)
+    _check_frames(_SUMS, "[N, C, H, W]", features, parts, energy, eps)
 
 
 def _check_from_sums(sums: Tensor, energies: Tensor, positions: Any, eps: Any) -> None:
-    name = "spatial_temporal_attention_from_sums"
+    name = _FROM_SUMS
     for argument, x in (("sums", sums), ("energies", energies)):
         check_tensor(name, argument, x, (torch.float32, torch.float64))
     check_like(name, "energies", energies, "sums", sums)
@@ -257,7 +254,7 @@ def _check_from_sums(sums: Tensor, energies: Tensor, positions: Any, eps: Any) -
         raise ValueError(f"{name}: sums must be [B, T, K, C] with at least one frame and part, got {describe(sums)}")
     if energies.shape != sums.shape[:3]:
         raise ValueError(f"{name}: energies must be {list(sums.shape[:3])} to match sums, got {describe(energies)}")
-    _check_number(name, "positions", positions)
+    check_whole_number(name, "positions", positions)
     if not 1 <= positions < 2**63:
         raise ValueError(f"{name}: positions must be at least 1 and fit 64 bits, got {positions}")
     check_eps(name, eps, positive=True)
@@ -282,7 +279,7 @@ def _fake_gradient(features: Tensor) -> Tensor:
 
 
 def _fake_attention(features: Tensor, parts: int, energy: int, eps: float, detach_attention: bool) -> Any:
-    _check_attention(features, parts, _energy_name("spatial_temporal_attention", energy), eps, detach_attention)
+    _check_attention(features, parts, _energy_name(_NAME, energy), eps, detach_attention)
     batch, length, channels, height, width = features.shape
     dtype = _sums_dtype(features)
     return (
@@ -314,7 +311,7 @@ def _define_attention(features: Tensor, parts: int, energy: int, eps: float, det
 
 
 def _fake_sums(features: Tensor, parts: int, energy: int, eps: float) -> Any:
-    _check_sums(features, parts, _energy_name("spatial_temporal_sums", energy), eps)
+    _check_sums(features, parts, _energy_name(_SUMS, energy), eps)
     batch, channels, height, width = features.shape
     dtype = _sums_dtype(features)
     return (
@@ -355,7 +352,7 @@ def _define_from_sums(sums: Tensor, energies: Tensor, positions: int, eps: float
 
 
 _attention = Registered(
-    "spatial_temporal_attention",
+    _NAME,
     tensors=1,
     differentiable=(0,),
     definition=_define_attention,
@@ -370,7 +367,7 @@ _attention = Registered(
 torch.library.register_fake("gingham::_spatial_temporal_attention_unrecorded", _fake_unrecorded)
 _unrecorded = torch.ops.gingham._spatial_temporal_attention_unrecorded.default._op
 _sums = Registered(
-    "spatial_temporal_sums",
+    _SUMS,
     tensors=1,
     differentiable=(0,),
     definition=_define_sums,
@@ -382,7 +379,7 @@ _sums = Registered(
     autocast=promote,
 )
 _from_sums = Registered(
-    "spatial_temporal_attention_from_sums",
+    _FROM_SUMS,
     tensors=2,
     differentiable=(0, 1),
     definition=_define_from_sums,
