@@ -55,7 +55,7 @@ sanitize:
 	$(VENV)-sanitize/bin/python -m pip install --quiet -c constraints.txt torch numpy hypothesis pytest pytest-benchmark pytest-xdist ml_dtypes expecttest
 	GINGHAM_SANITIZE=ON GINGHAM_WITH_CUDA=OFF $(VENV)-sanitize/bin/python -m pip install --quiet --no-deps .
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-		$(VENV)-sanitize/bin/python -m pytest -n 2 --dist loadfile $(OPERATOR_TESTS) -k "not compile and not export"
+		$(VENV)-sanitize/bin/python -m pytest -s -n 2 --dist loadfile $(OPERATOR_TESTS) -k "not compile and not export"
 
 clean:
 	rm -rf $(VENV) $(VENV)-sanitize build dist wheelhouse demo

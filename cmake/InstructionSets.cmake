@@ -17,9 +17,9 @@ function(gingham_add_for_each_instruction_set target source)
     target_include_directories(${object} PRIVATE csrc/include csrc/cpu)
     target_compile_definitions(${object} PRIVATE GINGHAM_ISA=${isa})
     # -O3 in every build type: at -O0 inline functions of the standard library would be shared between instruction sets.
-    # With sanitizers that takes an hour to compile.
+    # With sanitizers, where -O3 takes an hour to compile, the least that inlines them.
     # No exceptions: the kernels throw none, and the code that would clean up after one refers to shared symbols.
-    target_compile_options(${object} PRIVATE $<IF:$<BOOL:${GINGHAM_SANITIZE}>,-O1;-finline-small-functions,-O3>
+    target_compile_options(${object} PRIVATE "$<IF:$<BOOL:${GINGHAM_SANITIZE}>,-O1;-finline-small-functions,-O3>"
                                              -fno-exceptions -fno-math-errno -fno-trapping-math -ffp-contract=fast
                                              -Wno-psabi ${GINGHAM_FLAGS_${isa}})
     target_sources(${target} PRIVATE $<TARGET_OBJECTS:${object}>)

@@ -453,13 +453,18 @@ def distinct_features(*shape: int) -> Tensor:
     return order.double().reshape(shape).requires_grad_()
 
 
+# With bins of the first size the places of the maxima are kept for backward, with the second they are not.
+both_ways = pytest.mark.parametrize("size", [(2, 3), (11, 10)], ids=["kept", "found anew"])
+
+
 @pytest.mark.parametrize("layout", [contiguous, channels_last])
-def test_gradcheck_and_gradgradcheck(layout: Callable[[Tensor], Tensor]) -> None:
+@both_ways
+def test_gradcheck_and_gradgradcheck(size: tuple[int, int], layout: Callable[[Tensor], Tensor]) -> None:
     features = layout(distinct_features(2, 3, 6, 7).detach()).requires_grad_()
     boxes = random_boxes(4, features.detach())
 
     def function(x: Tensor) -> Tensor:
-        return roi_pool(x, boxes, (2, 3))
+        return roi_pool(x, boxes, size)
 
     assert torch.autograd.gradcheck(function, (features,))
     assert torch.autograd.gradgradcheck(function, (features,))
@@ -479,16 +484,49 @@ def test_opcheck(layout: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None
     torch.library.opcheck(keeping_backward_operator, (grad, features, boxes, places, *arguments[2:]))
 
 
-def test_places_are_kept_where_they_take_less_than_the_features() -> None:
+def saved_dtypes(function: Callable[[], Any]) -> list[torch.dtype]:
+    saved: list[torch.dtype] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.dtype) or x, lambda x: x):
+        function()
+    return saved
+
+
+def test_places_are_kept_where_they_take_no_more_than_the_features() -> None:
     features, boxes = torch.randn(1, 3, 8, 9, requires_grad=True), random_boxes(18, torch.empty(1, 3, 8, 9))
-    saved: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
-        roi_pool(features, boxes, 2)
-        assert [x.dtype for x in saved] == [torch.float32, torch.float32, torch.int32]
-        saved.clear()
-        roi_pool(features, boxes, (2, 3))
-        assert len(saved) == 2
-        assert roi_pool(features.detach(), boxes, 2).grad_fn is None
+    inputs = [torch.float32, torch.float32]
+    assert saved_dtypes(lambda: roi_pool(features, boxes, 2)) == [*inputs, torch.int32]
+    assert saved_dtypes(lambda: roi_pool(features, boxes, (1, 5))) == inputs
+    assert saved_dtypes(lambda: roi_pool(channels_last(features), boxes, 2)) == inputs
+    assert saved_dtypes(lambda: list(RoIPool(2).chunks(features, boxes, max_bytes=500))) == inputs * 2
+    with torch.no_grad():
+        assert saved_dtypes(lambda: roi_pool(features, boxes, 2)) == []
+    assert saved_dtypes(lambda: roi_pool(features.detach(), boxes, 2)) == []
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "eager"])
+def test_compiled_keeps_places_by_the_same_rule(backend: str) -> None:
+    torch.compiler.reset()
+    features, boxes = torch.randn(1, 3, 8, 9, requires_grad=True), random_boxes(18, torch.empty(1, 3, 8, 9))
+    for dynamic in (False, True):
+        compiled = torch.compile(roi_pool, backend=backend, fullgraph=True, dynamic=dynamic)
+        assert torch.int32 in saved_dtypes(lambda c=compiled: c(features, boxes, 2))
+        assert torch.int32 not in saved_dtypes(lambda c=compiled: c(features, boxes, (1, 5)))
+
+
+def test_what_is_exported_keeps_no_places() -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(3, 1, 1))
+
+        def forward(self, x: Tensor, boxes: Tensor) -> Tensor:
+            return roi_pool(x * self.weight, boxes, 2)
+
+    features = torch.randn(1, 3, 8, 9)
+    for strict in (False, True):
+        exported = torch.export.export(Model(), (features, random_boxes(4, features)), strict=strict)
+        called = [str(node.target) for node in exported.graph.nodes if "gingham" in str(node.target)]
+        assert called == ["gingham.roi_pool.default"]
 
 
 @pytest.mark.parametrize("layout", [contiguous, channels_last])
@@ -540,11 +578,12 @@ def test_vmap_lets_no_box_name_an_image_of_another_sample() -> None:
         torch.vmap(lambda f, b: roi_pool(f, b, 2))(features, boxes)
 
 
-def test_func_grad_and_vmap_over_it() -> None:
+@both_ways
+def test_func_grad_and_vmap_over_it(size: tuple[int, int]) -> None:
     features, boxes = torch.randn(3, 2, 4, 9, 11), random_boxes(5, torch.empty(2, 4, 9, 11))
 
     def energy(x: Tensor, b: Tensor) -> Tensor:
-        return roi_pool(x, b, (2, 3)).square().sum()
+        return roi_pool(x, b, size).square().sum()
 
     def gradient(x: Tensor, b: Tensor) -> Tensor:
         leaf = x.clone().requires_grad_()
@@ -558,38 +597,40 @@ def test_func_grad_and_vmap_over_it() -> None:
     torch.testing.assert_close(mapped, torch.stack([gradient(features[0], b) for b in moved]))
 
 
-def test_func_second_derivatives() -> None:
+@both_ways
+def test_func_second_derivatives(size: tuple[int, int]) -> None:
     features, boxes = distinct_features(1, 2, 4, 5).detach(), box(0, 0, 3, 3, dtype=torch.float64)
 
     def energy(x: Tensor) -> Tensor:
-        return (roi_pool(x, boxes, 2) ** 3).sum()
+        return (roi_pool(x, boxes, size) ** 3).sum()
 
     hessian = torch.func.jacrev(torch.func.jacrev(energy))(features).reshape(40, 40)
     expected = torch.autograd.functional.hessian(
-        lambda x: (reference.roi_pool(x, boxes, 2) ** 3).sum(), features
+        lambda x: (reference.roi_pool(x, boxes, size) ** 3).sum(), features
     ).reshape(40, 40)
     torch.testing.assert_close(hessian, expected)
     assert bool((hessian.diagonal() > 0).any())
 
 
-def _double(features: Tensor, boxes: Tensor) -> Tensor:
-    return 2 * roi_pool(features + 1, boxes, (2, 3), 0.5)
+def _double(features: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    return 2 * roi_pool(features + 1, boxes, size, 0.5)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compile_is_one_graph_with_dynamic_shapes(backend: str) -> None:
+@both_ways
+def test_compile_is_one_graph_with_dynamic_shapes(size: tuple[int, int], backend: str) -> None:
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++", "c++")), None)
     if backend == "inductor" and not compiler:
         pytest.skip("inductor needs a C++ compiler on PATH")
     torch.compiler.reset()
     compiled = torch.compile(_double, backend=backend, fullgraph=True, dynamic=True)
-    for batch, count, size in ((2, 3, (4, 5)), (3, 7, (7, 6)), (5, 2, (3, 9))):
-        features = torch.randn(batch, 3, *size)
+    for batch, count, extent in ((2, 3, (4, 5)), (3, 7, (7, 6)), (5, 2, (3, 9))):
+        features = torch.randn(batch, 3, *extent)
         boxes = random_boxes(count, features)
         results = []
         for function in (compiled, _double):
             leaf = features.clone().requires_grad_()
-            output = function(leaf, boxes)
+            output = function(leaf, boxes, size)
             results.append((output, *torch.autograd.grad(output, leaf, random_grad(output))))
         for a, b in zip(*results, strict=True):
             assert torch.equal(a, b)
@@ -844,6 +885,9 @@ def test_cuda_opcheck_and_gradcheck() -> None:
     boxes = random_boxes(4, features.detach()).cuda()
     torch.library.opcheck(operator, (features, boxes, 2, 3, 0.8))
     torch.library.opcheck(keeping_operator, (features, boxes, 2, 3, 0.8))
+    _, places = keeping_operator(features.detach(), boxes, 2, 3, 0.8)
+    grad = torch.randn_like(places, dtype=torch.float64)
+    torch.library.opcheck(keeping_backward_operator, (grad, features, boxes, places, 2, 3, 0.8))
     assert torch.autograd.gradcheck(lambda x: roi_pool(x, boxes, (2, 3)), (features,))
     assert torch.autograd.gradgradcheck(lambda x: roi_pool(x, boxes, (2, 3)), (features,))
 

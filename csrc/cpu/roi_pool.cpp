@@ -278,7 +278,7 @@ inline void fold_columns(const T* line, const Index<T>* places, int64_t count, V
 
 // ---------------------------------------------------------------------------------------------- channels first
 
-// What a thread works in: the folded rows of some bin rows, and in backward the places that were found in them.
+// What a thread works in: the folded rows of some bin rows, and the places that were found in them, if asked for.
 template <class T>
 struct Scratch {
   int64_t lines, line_stride, bytes;
@@ -286,10 +286,11 @@ struct Scratch {
   Index<T>*places = nullptr, *found = nullptr;
 
   // A line is followed by two vectors, which are read but not used, and what was found is written in whole vectors.
-  Scratch(const RoiPoolShape& shape, bool backward) : line_stride(round_up(shape.columns, kLanes<T>) + 2 * kLanes<T>) {
+  Scratch(const RoiPoolShape& shape, bool with_places)
+      : line_stride(round_up(shape.columns, kLanes<T>) + 2 * kLanes<T>) {
     lines = smaller(shape.pooled_rows, larger(1, 16 * 1024 / (line_stride * int64_t(sizeof(T)))));
     const int64_t found_size = round_up(lines * shape.pooled_columns, kLanes<T>);
-    bytes = (line_stride * lines * (backward ? 2 : 1) + (backward ? found_size : 0)) * int64_t(sizeof(T));
+    bytes = (line_stride * lines * (with_places ? 2 : 1) + (with_places ? found_size : 0)) * int64_t(sizeof(T));
   }
   Scratch at(char* memory) const {
     static_assert(sizeof(Index<T>) == sizeof(T));
@@ -831,6 +832,7 @@ template <class E>
 auto items_of(const RoiPoolBackward& call) {
   return BackwardItems<E>{call};
 }
+
 template <class Call, class Function>
 auto with_kernel(const Call& call, const Function& function) {
   return with_element(call.dtype, [&](auto element) {

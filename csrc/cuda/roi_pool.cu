@@ -6,9 +6,9 @@
 // last: a thread takes one output, and neighbouring threads neighbouring channels.
 //
 // Backward is deterministic and needs no atomics: every pixel collects from the bins that it lies in, box after box,
-// what they give to it. Where forward did not keep the places of the maxima, the kernels above find them anew, for as
-// many channels at a time as stay within the second-level cache. A thread does this for several channels, which share
-// all that is known of the boxes, and a block first picks the boxes that meet its tile.
+// what they give to it. A thread does this for several channels, which share all that is known of the boxes, and a
+// block first picks the boxes that meet its tile. Where forward did not keep the places of the maxima, the kernels
+// above find them anew, for as many channels at a time as stay within the second-level cache.
 //
 // A box that names no image, or is not finite, is nowhere: its outputs are NaN, and it gives nothing.
 #include <cfloat>
@@ -246,7 +246,7 @@ template <class T>
 struct Collection {
   Boxes<Sum<T>> boxes;
   Tiling tiling;
-  int64_t first_channel, channels;  // those of places
+  int64_t first_channel, channels;  // that this launch takes
   MapView places;
   MapView grad_output, grad_features;
 };

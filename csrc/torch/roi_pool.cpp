@@ -1,7 +1,8 @@
 // torch.ops.gingham.roi_pool and roi_pool_with_places, which keeps where the maxima are for its backward.
 //
 // Each exists twice with the same kernel: the public name carries the autograd formula for torch.compile and
-// torch.export, the name with an underscore carries none and is what the eager fast path calls.
+// torch.export, the name with an underscore carries none and is what the eager fast path calls. The backward that takes
+// places is meant for those of its forward: with others it touches no foreign memory, but its result is not specified.
 #include "gingham/roi_pool.h"
 
 #include <sstream>
@@ -89,7 +90,6 @@ void backward(StableIValue* stack, uint64_t, uint64_t) {
   require.same(grad, sizes, 4, features.dtype(), features,
                "grad_output must have the shape, dtype and device of the output");
   const bool channels_last = is_channels_last(features);
-  call.features = read_view(native_map(features, channels_last, copies[1]));
   // Where channels come first, the kernels take any strides.
   call.grad_output = read_view(channels_last ? native_map(grad, channels_last, copies[2]) : grad);
   if constexpr (kept) {
@@ -99,6 +99,8 @@ void backward(StableIValue* stack, uint64_t, uint64_t) {
   }
   Tensor grad_features = empty_map(features.sizes(), features, channels_last);
   call.grad_features = write_view(grad_features);
+  // With places the features' layout is all that is needed of them.
+  call.features = kept ? call.grad_features : read_view(native_map(features, channels_last, copies[1]));
   run_call<cuda>(call, features);
   stack[0] = grad_features.release();
 }

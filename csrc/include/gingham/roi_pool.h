@@ -43,7 +43,8 @@ struct RoiPoolForward {
 
 // grad_output may have any strides where channels come first, otherwise its channel_stride is 1. grad_features is
 // written, not accumulated into; it has the layout of features and adjacent [row, column]. Sums run over the boxes and
-// their outputs in order. places are those of forward, or found anew where there is no data.
+// their outputs in order. places are those of forward, adjacent as the features' pixels or channels are, and features
+// then give their layout only; where places have no data, they are found anew.
 struct RoiPoolBackward {
   RoiPoolShape shape;
   DType dtype = DType::float32;

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from gingham.ops.roi_pool import join_boxes, roi_pool
+from gingham.ops.roi_pool import join_boxes, pool, roi_pool
 
 
 class RoIPool(nn.Module):
@@ -48,8 +48,8 @@ class RoIPool(nn.Module):
     ) -> Iterator[tuple[slice, Tensor]]:
         """Pools as many boxes at a time as `max_bytes` of output hold, for grids that are too large at once.
 
-        Gradients flow through each part as through the whole; what consumes a part should reduce it before the next
-        one is asked for.
+        Gradients flow through each part as through the whole, for which nothing is kept but the inputs; what consumes
+        a part should reduce it before the next one is asked for.
 
         Args:
             features: [B, C, H, W].
@@ -88,7 +88,9 @@ class RoIPool(nn.Module):
     def _chunks(self, features: Tensor, boxes: Tensor, count: int) -> Iterator[tuple[slice, Tensor]]:
         for first in range(0, boxes.size(0), max(count, 1)):
             part = slice(first, min(first + count, boxes.size(0)))
-            yield part, self(features, boxes[part])
+            # What backward keeps of all parts together has no bound.
+            pooled = pool(features, boxes[part], self.output_size, self.spatial_scale, may_keep_places=False)
+            yield part, pooled
 
     def extra_repr(self) -> str:
         return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}"

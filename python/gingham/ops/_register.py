@@ -106,7 +106,7 @@ class Registered:
                 return options
             return (*options, sum(1 << i for i in range(tensors) if needed[i]))
 
-        def places(gradients: Sequence[Tensor], needed: Sequence[bool], arguments: int) -> list[Any]:
+        def at_arguments(gradients: Sequence[Tensor], needed: Sequence[bool], arguments: int) -> list[Any]:
             """A gradient or None for each argument of the operator."""
             result: list[Any] = [None] * arguments
             for i, gradient in zip(differentiable, gradients, strict=True):
@@ -135,7 +135,7 @@ class Registered:
                 given = gradients if len(with_gradient) == returned else [gradients[i] for i in with_gradient]
                 results = call(*given, *ctx.saved_tensors[:saved_tensors], *backward_options(needed, ctx.options))
                 results = results if isinstance(results, (tuple, list)) else (results,)
-                return tuple(places(results, needed, tensors + len(ctx.options)))
+                return tuple(at_arguments(results, needed, tensors + len(ctx.options)))
 
         class TransformableBackward(torch.autograd.Function):
             @staticmethod
@@ -211,7 +211,7 @@ class Registered:
             given = [gradients[i] for i in with_gradient]
             results = call(*given, *ctx.saved_tensors[:saved_tensors], *backward_options(needed, ctx.options))
             results = results if isinstance(results, (tuple, list)) else (results,)
-            return tuple(places(results, needed, tensors + len(ctx.options)))
+            return tuple(at_arguments(results, needed, tensors + len(ctx.options)))
 
         rule = vmap or partial(_fold_all, tensors)
         rule_backward = vmap_backward or partial(_fold_all, first_option)
@@ -363,7 +363,7 @@ def as_float(operator: str, name: str, value: Any) -> Any:
     """A real number as a float; under torch.compile it may be a ``torch.SymFloat``."""
     if isinstance(value, torch.SymFloat):
         return value
-    if not isinstance(value, (numbers.Real, torch.SymInt)):
+    if not isinstance(value, numbers.Real):
         raise TypeError(f"{operator}: {name} must be a number, got {describe(value)}")
     try:
         return float(value)
