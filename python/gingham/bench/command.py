@@ -123,9 +123,6 @@ def measure_operator(
         peers=tuple(peer.name for peer in operator.peers),
         limit=operator.limit,
     )
-    warning = load_warning()
-    if warning is not None:
-        report.notes.append(warning)
     expectations = Expectations(operator, report.seed)
     began = time.monotonic()
     for number, (case, setting) in enumerate(rows):
@@ -191,6 +188,7 @@ def _run(options: argparse.Namespace) -> None:
     reports = []
     names = options.operators or OPERATORS
     total = _QUICK_SECONDS if options.seconds is None and level is Level.QUICK else options.seconds
+    warning = load_warning()  # before the first operator: later on the load is our own
     began = time.monotonic()
     for number, name in enumerate(names):
         operator = load_operator(name)
@@ -198,6 +196,8 @@ def _run(options: argparse.Namespace) -> None:
         # What one operator leaves of its share is the others'.
         seconds = None if total is None else (total - (time.monotonic() - began)) / (len(names) - number)
         reports.append(measure_operator(operator, rows, level, BUDGETS[level], seconds=seconds))
+        if warning is not None:
+            reports[-1].notes.insert(0, warning)
         print(text(reports[-1]), flush=True)
     _write(reports, options)
 
