@@ -279,18 +279,32 @@ def test_rows_record_what_was_run(measured: Report) -> None:
     assert forward.best_peer in {"sum", "cut off"}
 
 
-def test_busy_machine_is_said(doubling: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.getloadavg", lambda: (1e3, 1e3, 1e3))
-    rows = list(plan(doubling, Level.QUICK, CPU, ["float32"], ["contiguous"], [1]))
-    report = measure_operator(doubling, rows, Level.QUICK, Budget(0.0, 1, 1.0), seconds=-1.0)
-    assert "the machine was busy when the run began (load average 1000.0 on" in text(report)
+@pytest.mark.parametrize("busy", [True, False])
+def test_busy_machine_is_said_and_our_own_load_is_not(
+    busy: bool, doubling: Operator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load = 1e3 if busy else 0.0
+
+    def work(name: str) -> Operator:
+        monkeypatch.setattr("os.getloadavg", lambda: (1e3, 1e3, 1e3))
+        return doubling
+
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr("gingham.bench.command.load_operator", work)
+    stick = Yardstick("float32", 1, matmul=1e9, copy=1e9)
+    monkeypatch.setattr("gingham.bench.command.measure_yardstick", lambda *_: stick)
+    assert main(["roi_pool", "masked_similarity", "--quick", "--seconds", "-1"]) == 0
+    said = "the machine was busy when the run began (load average 1000.0 on"
+    assert capsys.readouterr().out.count(said) == (2 if busy else 0)
 
 
-def test_run_out_of_time_is_said(doubling: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_out_of_time_is_said_and_leaves_a_row_to_each(doubling: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    stick = Yardstick("float32", 1, matmul=1e9, copy=1e9)
+    monkeypatch.setattr("gingham.bench.command.measure_yardstick", lambda *_: stick)
     rows = list(plan(doubling, Level.QUICK, CPU, ["float32"], ["contiguous"], [1]))
     report = measure_operator(doubling, rows, Level.QUICK, Budget(0.0, 1, 1.0), seconds=-1.0)
-    assert report.rows == []
-    assert "2 rows were left out, the time for new ones being over." in text(report)
+    assert len(report.rows) == 1
+    assert "1 row was left out, the time for new ones being over." in text(report)
 
 
 def test_plan_takes_headline_cases_in_every_setting() -> None:

@@ -496,7 +496,8 @@ def test_places_are_kept_where_they_take_no_more_than_the_features() -> None:
     inputs = [torch.float32, torch.float32]
     assert saved_dtypes(lambda: roi_pool(features, boxes, 2)) == [*inputs, torch.int32]
     assert saved_dtypes(lambda: roi_pool(features, boxes, (1, 5))) == inputs
-    assert saved_dtypes(lambda: roi_pool(channels_last(features), boxes, 2)) == inputs
+    assert saved_dtypes(lambda: roi_pool(channels_last(features), boxes, 1)) == [*inputs, torch.int32]
+    assert saved_dtypes(lambda: roi_pool(channels_last(features), boxes, (1, 2))) == inputs
     assert saved_dtypes(lambda: list(RoIPool(2).chunks(features, boxes, max_bytes=500))) == inputs * 2
     with torch.no_grad():
         assert saved_dtypes(lambda: roi_pool(features, boxes, 2)) == []

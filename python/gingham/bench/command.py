@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds",
         type=float,
-        help="begin no new row later than this, each operator having its share (default: 80 with --quick)",
+        help="begin no new row later than this, each operator having its share, and one row (default: 80 with --quick)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured, samples included")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios (PNG, SVG or PDF)")
@@ -113,7 +113,7 @@ def measure_operator(
     *,
     seconds: float | None = None,
 ) -> Report:
-    """Measure the rows of a plan; with `seconds`, begin no row after that time and say how many were left out."""
+    """Measure the rows of a plan; with `seconds`, begin none but the first after that time and say how many miss it."""
     device = rows[0][1].device
     report = Report(
         operator=operator.name,
@@ -126,8 +126,10 @@ def measure_operator(
     expectations = Expectations(operator, report.seed)
     began = time.monotonic()
     for number, (case, setting) in enumerate(rows):
-        if seconds is not None and time.monotonic() - began > seconds:
-            report.notes.append(f"{len(rows) - number} rows were left out, the time for new ones being over")
+        if seconds is not None and number > 0 and time.monotonic() - began > seconds:
+            left_out = len(rows) - number
+            were = "row was" if left_out == 1 else "rows were"
+            report.notes.append(f"{left_out} {were} left out, the time for new ones being over")
             break
         how = f"{setting.dtype_name}, {setting.layout}, threads={setting.threads}, {setting.direction.value}"
         _progress(f"{operator.name} {number + 1}/{len(rows)}: {case.label}, {how}")
