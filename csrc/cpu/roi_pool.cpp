@@ -533,7 +533,8 @@ void pool_and_keep(const Pooling<E>& at, E* output, int32_t* places) {
 
 // As Scatter, where forward kept the places. They are checked, as anybody may call backward.
 template <class E, class T = Accumulator<E>>
-void scatter_kept(const RoiPoolBackward& call, const E* grad, const int32_t* places, bool has_next, T* sums) {
+GINGHAM_STEP void scatter_kept(const RoiPoolBackward& call, const E* grad, const int32_t* places, bool has_next,
+                               T* sums) {
   const RoiPoolShape& shape = call.shape;
   const uint64_t pixels = uint64_t(shape.rows * shape.columns);
   for (int64_t i = 0; i < shape.pooled_rows; ++i) {
@@ -619,8 +620,8 @@ void pool_and_keep_channels(const RoiPoolForward& call, const Box<T>& box, const
 
 // sums: [pixel][channel], `stride` from pixel to pixel.
 template <class E, class T>
-void collect_kept_channels(const RoiPoolBackward& call, const E* grad, const int32_t* places, T* sums, int64_t stride,
-                           int64_t channels) {
+GINGHAM_STEP void collect_kept_channels(const RoiPoolBackward& call, const E* grad, const int32_t* places, T* sums,
+                                        int64_t stride, int64_t channels) {
   const RoiPoolShape& shape = call.shape;
   const uint64_t pixels = uint64_t(shape.rows * shape.columns);
   for (int64_t i = 0; i < shape.pooled_rows; ++i) {

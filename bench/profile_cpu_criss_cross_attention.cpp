@@ -1,16 +1,8 @@
 // Runs the CPU kernel of criss-cross attention again and again for a profiler: bench/profile_cpu.sh.
-//   profile_cpu forward|backward float32|bfloat16 contiguous|channels_last REPEATS
+//   profile_cpu_criss_cross_attention forward|backward float32|bfloat16 contiguous|channels_last REPEATS
 // One image of 97 x 97, 64 key and 512 value channels, one thread; a few sets of maps in turn, more than caches hold.
-#include <algorithm>
-#include <chrono>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <random>
-#include <string>
-#include <vector>
-
 #include "gingham/criss_cross_attention.h"
+#include "profile_cpu.h"
 
 #if defined(__x86_64__)
 #include <sys/syscall.h>
@@ -24,38 +16,16 @@ void run(const CrissCrossForward&, int, void*, ParallelFor);
 void run(const CrissCrossBackward&, int, void*, ParallelFor);
 }  // namespace gingham::cpu::profiled
 
-using namespace gingham;
+using namespace profile;
 
 namespace {
 
 constexpr int64_t kSide = 97, kKeys = 64, kValues = 512, kSets = 3;
 
-struct Map {
-  std::vector<char> memory;
-  MapView view;
-
-  Map(int64_t channels, DType dtype, bool channels_last, uint32_t seed)
-      : memory(size_t(kSide * kSide * channels * element_size(dtype)) + 64) {
-    std::minstd_rand random(seed);
-    for (int64_t i = 0; i < kSide * kSide * channels; ++i) {
-      const float x = float(random() % 2001) / 1000.0f - 1.0f;
-      uint32_t bits;
-      std::memcpy(&bits, &x, 4);
-      if (dtype == DType::bfloat16) bits >>= 16;
-      std::memcpy(memory.data() + i * element_size(dtype), &bits, size_t(element_size(dtype)));
-    }
-    const int64_t area = kSide * kSide;
-    view = channels_last ? MapView{memory.data(), area * channels, 1, 0, kSide * channels, channels}
-                         : MapView{memory.data(), area * channels, area, 0, kSide, 1};
-  }
-};
-
-void one_after_the_other(int64_t count, int64_t, RangeFn fn, void* context) { fn(0, count, context); }
-
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count != 5) return std::fprintf(stderr, "see the head of bench/profile_cpu.cpp\n"), 2;
+  if (count != 5) return std::fprintf(stderr, "see the head of bench/profile_cpu_criss_cross_attention.cpp\n"), 2;
   const bool backward = std::string(arguments[1]) == "backward";
   const DType dtype = std::string(arguments[2]) == "bfloat16" ? DType::bfloat16 : DType::float32;
   const bool last = std::string(arguments[3]) == "channels_last";
@@ -68,7 +38,7 @@ int main(int count, char** arguments) {
   maps.reserve(kSets * 8);
   std::vector<double> lse(kSide * kSide);
   const auto map = [&](int64_t channels) {
-    maps.emplace_back(channels, dtype, last, uint32_t(maps.size() + 1));
+    maps.emplace_back(1, channels, kSide, kSide, dtype, last, uint32_t(maps.size() + 1));
     return maps.back().view;
   };
   for (int64_t set = 0; set < kSets; ++set) {
@@ -84,20 +54,16 @@ int main(int count, char** arguments) {
   const auto forward_of = [&](const CrissCrossBackward& b) {
     return CrissCrossForward{b.shape, b.dtype, b.scale, b.query, b.key, b.value, b.output, lse.data()};
   };
-  const size_t size = std::max(cpu::profiled::workspace_size(forward_of(calls[0]), 1),
-                               cpu::profiled::workspace_size(calls[0], 1));
-  void* workspace = std::aligned_alloc(64, (size + 63) / 64 * 64);
+  const size_t size =
+      std::max(cpu::profiled::workspace_size(forward_of(calls[0]), 1), cpu::profiled::workspace_size(calls[0], 1));
+  void* workspace = allocate(size);
 
-  std::vector<double> milliseconds;
   cpu::profiled::run(forward_of(calls[0]), 1, workspace, one_after_the_other);  // gives backward its lse
-  for (int i = 0; i < std::atoi(arguments[4]); ++i) {
+  const double milliseconds = time_calls(std::atoi(arguments[4]), [&](int i) {
     const CrissCrossBackward& call = calls[size_t(i % kSets)];
-    const auto begun = std::chrono::steady_clock::now();
     if (backward) cpu::profiled::run(call, 1, workspace, one_after_the_other);
     if (!backward) cpu::profiled::run(forward_of(call), 1, workspace, one_after_the_other);
-    milliseconds.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begun).count());
-  }
-  std::sort(milliseconds.begin(), milliseconds.end());
-  std::printf("%s, %s, %s: %.1f ms, scratch %.0f kB\n", arguments[1], arguments[2], arguments[3],
-              milliseconds[milliseconds.size() / 2], double(size) / 1e3);
+  });
+  std::printf("%s, %s, %s: %.1f ms, scratch %.0f kB\n", arguments[1], arguments[2], arguments[3], milliseconds,
+              double(size) / 1e3);
 }
