@@ -52,7 +52,7 @@ int main(int count, char** arguments) {
     calls.push_back(call);
   }
   const auto forward_of = [&](const CrissCrossBackward& b) {
-    return CrissCrossForward{b.shape, b.dtype, b.scale, b.query, b.key, b.value, b.output, lse.data()};
+    return CrissCrossForward{b.shape, b.dtype, b.scale, false, b.query, b.key, b.value, b.output, lse.data()};
   };
   const size_t size =
       std::max(cpu::profiled::workspace_size(forward_of(calls[0]), 1), cpu::profiled::workspace_size(calls[0], 1));
