@@ -21,7 +21,6 @@ using namespace profile;
 namespace {
 
 constexpr int64_t kSide = 97, kKeys = 64, kValues = 512, kSets = 3;
-
 }  // namespace
 
 int main(int count, char** arguments) {

@@ -17,7 +17,7 @@ function(gingham_add_for_each_instruction_set target source)
     target_include_directories(${object} PRIVATE csrc/include csrc/cpu)
     target_compile_definitions(${object} PRIVATE GINGHAM_ISA=${isa})
     # -O3 in every build type: at -O0 inline functions of the standard library would be shared between instruction sets.
-    # With sanitizers, where -O3 takes an hour to compile, the least that inlines them.
+    # With sanitizers, where -O3 takes very long to compile, the least that inlines them.
     # No exceptions: the kernels throw none, and the code that would clean up after one refers to shared symbols.
     target_compile_options(${object} PRIVATE "$<IF:$<BOOL:${GINGHAM_SANITIZE}>,-O1;-finline-small-functions,-O3>"
                                              -fno-exceptions -fno-math-errno -fno-trapping-math -ffp-contract=fast

@@ -59,8 +59,8 @@ def roi_pool(
 
         Where `features` require grad, the places of the maxima are kept for backward if they take no more memory than
         `features` (a quarter of that for channels-last maps on the CPU), as with a few hundred boxes of 7x7 bins on a
-        large map. That makes backward two to three times as fast, and forward half as fast. Otherwise backward finds
-        them anew, and nothing is kept but the inputs. It adds in a fixed order, without atomics, on CUDA too.
+        large map: backward gains more than forward loses. Otherwise backward finds them anew, and nothing is kept but
+        the inputs. It adds in a fixed order, without atomics, on CUDA too.
 
     Raises:
         TypeError: an argument is no tensor or of a dtype that is not supported.
@@ -155,7 +155,7 @@ def _places_pay(features: Tensor, boxes: Tensor, outputs: int) -> bool:
     take_little = cost * boxes.size(0) * outputs * 4 <= batch * height * width * features.element_size()
     if not torch.compiler.is_compiling():
         return bool(take_little)
-    from torch.fx.experimental.symbolic_shapes import guard_or_false  # takes a second
+    from torch.fx.experimental.symbolic_shapes import guard_or_false  # slow to import
 
     # What is exported is seldom trained. Of sizes that depend on data nothing is known.
     return not torch.compiler.is_exporting() and bool(guard_or_false(take_little))
