@@ -16,9 +16,9 @@ import lightning
 
 from gingham.cli.training import Pictures, config_file, packaged_configs
 from gingham.errors import CheckpointError, DataError
-from gingham.methods.ccnet.objective import HardPixels
 from gingham.methods.ccnet.recipe import CCNetRecipe
 from gingham.methods.segmentation_data import SegmentationData
+from gingham.nn.segmentation_loss import HardPixels
 
 NETWORK: dict[str, Any] = {
     "backbone": "small",

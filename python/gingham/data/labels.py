@@ -30,9 +30,10 @@ class LabelSpace:
         palette: one RGB colour, 0 to 255, for each class.
         values: the value in a label file, 0 to 254, that stands for each class; by default the class index itself.
         ignored: further file values that become `IGNORE_INDEX`; 255 always does.
+        mirror_pairs: pairs of class indices that change places when a picture is mirrored, such as left and right arm.
 
     Raises:
-        ValueError: the lengths differ, or a file value is used twice or lies outside 0 to 255.
+        ValueError: the lengths differ, a file value is used twice or lies outside 0 to 255, or a class is in two pairs.
 
     Example:
         >>> space = LabelSpace(("cat", "dog"), ((200, 0, 0), (0, 0, 200)), values=(7, 9), ignored=(0,))
@@ -44,6 +45,7 @@ class LabelSpace:
     palette: tuple[Colour, ...]
     values: tuple[int, ...] = ()
     ignored: tuple[int, ...] = ()
+    mirror_pairs: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.values:
@@ -58,6 +60,9 @@ class LabelSpace:
             raise ValueError(
                 f"file values must be distinct, 0 to 254 for a class and 0 to 255 when ignored, got {known}"
             )
+        paired = [index for pair in self.mirror_pairs for index in pair]
+        if len(set(paired)) != len(paired) or not all(0 <= index < self.num_classes for index in paired):
+            raise ValueError(f"mirror_pairs must hold different class indices, got {self.mirror_pairs}")
 
     @property
     def num_classes(self) -> int:
@@ -98,6 +103,24 @@ class LabelSpace:
         """Turn class indices [H, W] into the values of a label file [H, W], uint8: the way back from `decode`."""
         values: NDArray[np.uint8] = self._value_of_class[label.numpy()]
         return values
+
+
+def mirror_labels(label: torch.Tensor, mirror_pairs: Iterable[tuple[int, int]]) -> torch.Tensor:
+    """Exchange the classes of each pair, as a mirrored picture needs it; the pixels stay where they are.
+
+    Args:
+        label: class indices of any shape; it is not changed.
+        mirror_pairs: of the `LabelSpace`.
+
+    Example:
+        >>> mirror_labels(torch.tensor([14, 15, 5, 255]), ((14, 15),))
+        tensor([ 15,  14,   5, 255])
+    """
+    result = label.clone()
+    for left, right in mirror_pairs:
+        result[label == left] = right
+        result[label == right] = left
+    return result
 
 
 def _ranges(values: Iterable[int]) -> str:

@@ -1,5 +1,6 @@
 """Metrics that torchmetrics does not have, to the protocols' letter."""
 
+from gingham.metrics.boundary_iou import BoundaryMeter, BoundaryScores
 from gingham.metrics.segmentation import SegmentationMeter, SegmentationScores
 
-__all__ = ["SegmentationMeter", "SegmentationScores"]
+__all__ = ["BoundaryMeter", "BoundaryScores", "SegmentationMeter", "SegmentationScores"]

@@ -96,6 +96,7 @@ def multi_scale_flip(
     *,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    mirror_pairs: Sequence[tuple[int, int]] = (),
     align_corners: bool = True,
 ) -> Tensor:
     """Logits averaged over scaled, and optionally mirrored, versions of the images.
@@ -106,6 +107,7 @@ def multi_scale_flip(
         images: [B, 3, H, W].
         scales: factors of the image size, equally weighted.
         flip: also predict from the images mirrored left to right, mirrored back.
+        mirror_pairs: classes that have a left and a right, whose logits change places in the mirrored prediction.
         align_corners: of all resizing.
 
     Returns:
@@ -132,7 +134,8 @@ def multi_scale_flip(
         scaled = _resized(images, scaled_size, align_corners)
         logits = _logits(predict, scaled)
         if flip:
-            logits = (logits + _logits(predict, scaled.flip(-1)).flip(-1)) / 2
+            mirrored = _logits(predict, scaled.flip(-1)).flip(-1)
+            logits = (logits + _exchanged(mirrored, mirror_pairs)) / 2
         logits = _resized(logits, size, align_corners)
         total = logits if total is None else total + logits
     assert total is not None
@@ -143,6 +146,13 @@ def _logits(predict: Predict, images: Tensor) -> Tensor:
     output = predict(images)
     logits: Tensor = output if isinstance(output, Tensor) else output.logits
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _exchanged(logits: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    order = list(range(logits.shape[1]))
+    for left, right in pairs:
+        order[left], order[right] = right, left
+    return logits[:, order] if pairs else logits
 
 
 def _resized(maps: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
