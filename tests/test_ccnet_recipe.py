@@ -246,7 +246,7 @@ def test_a_run_goes_on_with_its_own_optimizer(tmp_path: Path) -> None:
         trainer(tmp_path, max_steps=2).fit(other, data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
 
 
-@pytest.mark.parametrize("name", packaged_configs())
+@pytest.mark.parametrize("name", [name for name in packaged_configs() if name.startswith("ccnet_")])
 def test_packaged_configurations_fit_their_data_and_fix_the_batch(name: str) -> None:
     config = yaml.safe_load(Path(config_file(name)).read_text())
     options = config["model"]["init_args"]

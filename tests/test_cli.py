@@ -351,7 +351,7 @@ def test_a_broken_file_is_named_whoever_reads_it(
         file = next(cityscapes.glob("gtFine/train/*/*.png"))
         Image.new("L", (64, 64), 99).save(file)
         text = "label value 99 outside the label space"
-    words = ["--config=ccnet_world", "--data.name=cityscapes", f"--data.root={cityscapes}", "--data.world_labels=true"]
+    words = ["--config=ccnet_world", "--data.name=cityscapes", f"--data.root={cityscapes}", "--data.classes=wardrobe"]
     words += [*TINY, "--data.batch_size=2", f"--data.workers={workers}", f"--run_dir={tmp_path / 'run'}"]
     error = error_of(capsys, "fit", *words)
     assert error.startswith(f"{file}: ")
@@ -365,7 +365,7 @@ def test_a_test_split_without_labels_says_so(
         (cityscapes / folder / "val").rename(cityscapes / folder / "test")
     for file in cityscapes.glob("gtFine/test/*/*.png"):
         Image.new("L", (64, 64), 255).save(file)
-    words = ["--config=ccnet_world", "--data.name=cityscapes", f"--data.root={cityscapes}", "--data.world_labels=true"]
+    words = ["--config=ccnet_world", "--data.name=cityscapes", f"--data.root={cityscapes}", "--data.classes=wardrobe"]
     words += [f"--ckpt_path={trained / 'checkpoints' / 'last.ckpt'}", f"--run_dir={tmp_path / 'run'}"]
     assert "the test split has no labelled pixels" in error_of(capsys, "test", *words)
 
@@ -377,7 +377,7 @@ def test_network_and_data_must_agree_on_the_classes(tmp_path: Path, capsys: pyte
 
 def test_check_data_names_every_broken_file(cityscapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_cityscapes(cityscapes, CueScenes("test", 1))
-    words = ["--config=ccnet_world", "--data.name=cityscapes", f"--data.root={cityscapes}", "--data.world_labels=true"]
+    words = ["--config=ccnet_world", "--data.name=cityscapes", f"--data.root={cityscapes}", "--data.classes=wardrobe"]
     assert main(["check-data", *words]) == 0
     lines = capsys.readouterr().out.splitlines()[-3:]
     assert lines == [f"{split}: {n} images, nothing wrong" for split, n in (("train", 2), ("val", 2), ("test", 1))]

@@ -1,4 +1,4 @@
-"""The Cityscapes, ADE20K and VOC readers: what they read, and what they say when the files are not right."""
+"""The Cityscapes, ADE20K, VOC and LIP readers: what they read, and what they say when the files are not right."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from PIL import Image
 
 from gingham.data import ADE20K, IGNORE_INDEX, Cityscapes, LabelSpace, VOCSegmentation, check_dataset
 from gingham.data.ade20k import ADE20K_LABELS
+from gingham.data.atr import ATR_LABELS
 from gingham.data.cityscapes import CITYSCAPES_LABELS
+from gingham.data.lip import CIHP_LABELS, LIP, LIP_LABELS
+from gingham.data.person_part import PERSON_PART_LABELS
 from gingham.data.segmentation import FolderSegmentation
 from gingham.data.voc import VOC_LABELS
 from gingham.errors import DataError, GinghamError
@@ -70,13 +73,30 @@ def make_voc(root: Path) -> tuple[list[Path], list[Path]]:
     return images, labels
 
 
+def make_lip(root: Path, split: str = "train", suffix: str = ".jpg") -> tuple[list[Path], list[Path]]:
+    images, labels = [], []
+    for number, value in enumerate([0, 14, 19]):
+        images.append(root / f"{split}_images/{split}_10{number}{suffix}")
+        labels.append(root / f"{split}_segmentations/{split}_10{number}.png")
+        save(picture(number), images[-1])
+        save(label_image(value), labels[-1])
+    (root / f"{split}_id.txt").write_text("".join(f"{path.stem}\n" for path in images))
+    return images, labels
+
+
 Maker = Callable[[Path], tuple[list[Path], list[Path]]]
-Reader = type[Cityscapes] | type[ADE20K] | type[VOCSegmentation]
+Reader = type[Cityscapes] | type[ADE20K] | type[VOCSegmentation] | type[LIP]
 LAYOUTS = [
     pytest.param(make_cityscapes, Cityscapes, [0, 13, 18], id="cityscapes"),
     pytest.param(make_ade20k, ADE20K, [0, 149, 255], id="ade20k"),
     pytest.param(make_voc, VOCSegmentation, [0, 15, 20], id="voc"),
+    pytest.param(make_lip, LIP, [0, 14, 19], id="lip"),
 ]
+LISTED = [
+    pytest.param(make_voc, VOCSegmentation, "ImageSets/Segmentation/train.txt", id="voc"),
+    pytest.param(make_lip, LIP, "train_id.txt", id="lip"),
+]
+every_listed_layout = pytest.mark.parametrize(("make", "reader", "name_list"), LISTED)
 every_layout = pytest.mark.parametrize(("make", "reader", "classes"), LAYOUTS)
 
 
@@ -125,6 +145,10 @@ def test_transform_is_applied_to_items(tmp_path: Path, make: Maker, reader: Read
         (CITYSCAPES_LABELS, 19, "road", "bicycle"),
         (ADE20K_LABELS, 150, "wall", "flag"),
         (VOC_LABELS, 21, "background", "tv monitor"),
+        (LIP_LABELS, 20, "background", "right shoe"),
+        (CIHP_LABELS, 20, "background", "right shoe"),
+        (ATR_LABELS, 18, "background", "scarf"),
+        (PERSON_PART_LABELS, 7, "background", "lower legs"),
     ],
 )
 def test_classes_names_and_colours(space: LabelSpace, count: int, first: str, last: str) -> None:
@@ -169,6 +193,85 @@ def test_voc_palette_is_that_of_the_development_kit() -> None:
     assert VOC_LABELS.palette[15] == (192, 128, 128) and VOC_LABELS.palette[20] == (0, 64, 128)
 
 
+@pytest.mark.parametrize("space", [LIP_LABELS, CIHP_LABELS, ATR_LABELS, PERSON_PART_LABELS, VOC_LABELS])
+def test_what_has_a_left_and_a_right_is_a_mirror_pair(space: LabelSpace) -> None:
+    index_of = {name: index for index, name in enumerate(space.names)}
+    expected = tuple(
+        (index, index_of[name.replace("left", "right")]) for name, index in index_of.items() if "left" in name
+    )
+    assert space.mirror_pairs == expected
+    assert sum("left" in name or "right" in name for name in space.names) == 2 * len(expected)
+
+
+def test_mirror_pairs_are_those_of_the_specification() -> None:
+    assert LIP_LABELS.mirror_pairs == CIHP_LABELS.mirror_pairs == ((14, 15), (16, 17), (18, 19))
+    assert ATR_LABELS.mirror_pairs == ((9, 10), (12, 13), (14, 15))
+    assert PERSON_PART_LABELS.mirror_pairs == ()
+
+
+def test_cihp_has_torso_skin_where_lip_has_jumpsuits() -> None:
+    differing = [(a, b) for a, b in zip(LIP_LABELS.names, CIHP_LABELS.names, strict=True) if a != b]
+    assert differing == [("jumpsuits", "torso skin")] and LIP_LABELS.names[10] == "jumpsuits"
+
+
+def test_human_parsing_has_the_colours_of_the_development_kit() -> None:
+    assert LIP_LABELS.palette[9] == (192, 0, 0) and LIP_LABELS.palette[19] == (128, 192, 0)
+    assert ATR_LABELS.palette == LIP_LABELS.palette[:18] and PERSON_PART_LABELS.palette == LIP_LABELS.palette[:7]
+
+
+@pytest.mark.parametrize("space", [ATR_LABELS, PERSON_PART_LABELS])
+def test_other_human_parsing_data_passes_through_the_layout_of_lip(tmp_path: Path, space: LabelSpace) -> None:
+    _, labels = make_lip(tmp_path)
+    for path, value in zip(labels, (0, 3, space.num_classes - 1), strict=True):
+        save(label_image(value), path)
+    dataset = LIP(tmp_path, "train", labels=space)
+    assert dataset.class_names == space.names
+    assert [int(item["label"][1, 0]) for item in dataset] == [0, 3, space.num_classes - 1]
+
+
+def test_trainval_is_both_lists_one_after_the_other(tmp_path: Path) -> None:
+    train, _ = make_lip(tmp_path, "train")
+    val, val_labels = make_lip(tmp_path, "val")
+    save(label_image(7), val_labels[0])
+    dataset = LIP(tmp_path, "trainval")
+    assert dataset.split == "trainval"
+    assert [file.image for file in dataset.images] == train + val
+    assert [int(item["label"][1, 0]) for item in dataset] == [0, 14, 19, 7, 14, 19]
+
+
+def test_test_split_needs_no_labels(tmp_path: Path) -> None:
+    _, labels = make_lip(tmp_path, "test")
+    for path in labels:
+        path.unlink()
+    labels[0].parent.rmdir()
+    dataset = LIP(tmp_path, "test", require_labels=False)
+    assert [item["name"] for item in dataset] == ["test_100", "test_101", "test_102"]
+    assert all((item["label"] == IGNORE_INDEX).all() for item in dataset)
+    assert error_of(lambda: LIP(tmp_path, "test")) == (
+        f"{tmp_path}/test_segmentations: no such folder, expected the labels, *.png"
+    )
+
+
+@every_listed_layout
+@pytest.mark.parametrize("suffix", [".jpeg", ".png"])
+def test_listed_images_may_have_other_endings(
+    tmp_path: Path, make: Maker, reader: Reader, name_list: str, suffix: str
+) -> None:
+    images, _ = make(tmp_path)
+    images[1].unlink()
+    save(picture(9), images[1].with_suffix(suffix))
+    dataset = reader(tmp_path, "train")
+    assert [file.image for file in dataset.images] == [images[0], images[1].with_suffix(suffix), images[2]]
+    assert dataset[1]["name"] == images[1].stem and check_dataset(dataset) == []
+
+
+@every_listed_layout
+def test_items_come_in_the_order_of_the_list(tmp_path: Path, make: Maker, reader: Reader, name_list: str) -> None:
+    images, _ = make(tmp_path)
+    (tmp_path / name_list).write_text(f"\n {images[2].stem}  \r\n\n{images[0].stem}")
+    assert [item["name"] for item in reader(tmp_path, "train")] == [images[2].stem, images[0].stem]
+
+
 def test_grey_images_are_read_as_rgb(tmp_path: Path) -> None:
     images, _ = make_ade20k(tmp_path)
     picture(5).convert("L").save(images[0])
@@ -191,12 +294,16 @@ def test_missing_root_is_named(tmp_path: Path) -> None:
         f"{root}: no such folder, expected the VOC2012 folder with JPEGImages/, SegmentationClass/ "
         "and ImageSets/Segmentation/"
     )
+    assert error_of(lambda: LIP(root, "train")) == (
+        f"{root}: no such folder, expected the folder with train_images/, train_segmentations/ and train_id.txt"
+    )
 
 
 def test_missing_split_is_named(tmp_path: Path) -> None:
     make_cityscapes(tmp_path / "c")
     make_ade20k(tmp_path / "a")
     make_voc(tmp_path / "v")
+    make_lip(tmp_path / "l")
     assert error_of(lambda: Cityscapes(tmp_path / "c", "val")) == (
         f"{tmp_path}/c/leftImg8bit/val: no such folder, expected one folder for each city with files *_leftImg8bit.png"
     )
@@ -206,6 +313,14 @@ def test_missing_split_is_named(tmp_path: Path) -> None:
     assert error_of(lambda: VOCSegmentation(tmp_path / "v", "val")) == (
         f"{tmp_path}/v/ImageSets/Segmentation/val.txt: no such file, "
         "expected the names of the split's images, one a line"
+    )
+    for split in ("val", "trainval"):
+        assert error_of(lambda split=split: LIP(tmp_path / "l", split)) == (
+            f"{tmp_path}/l/val_images: no such folder, expected the images, *.jpg"
+        )
+    (tmp_path / "l" / "val_images").mkdir()
+    assert error_of(lambda: LIP(tmp_path / "l", "val", require_labels=False)) == (
+        f"{tmp_path}/l/val_id.txt: no such file, expected the names of the split's images, one a line"
     )
 
 
@@ -230,13 +345,39 @@ def test_folder_without_images_is_named(tmp_path: Path) -> None:
     assert error_of(lambda: VOCSegmentation(tmp_path, "train")) == (
         f"{names}: no images found, expected the names of the split's images, one a line"
     )
+    for folder in ("train_images", "train_segmentations"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "train_id.txt").touch()
+    assert error_of(lambda: LIP(tmp_path, "train")) == (
+        f"{tmp_path}/train_id.txt: no images found, expected the names of the split's images, one a line"
+    )
 
 
-def test_voc_list_that_names_a_missing_image(tmp_path: Path) -> None:
-    images, _ = make_voc(tmp_path)
+@every_listed_layout
+def test_list_that_names_a_missing_image(tmp_path: Path, make: Maker, reader: Reader, name_list: str) -> None:
+    images, labels = make(tmp_path)
     images[1].unlink()
-    names = tmp_path / "ImageSets/Segmentation/train.txt"
-    assert error_of(lambda: VOCSegmentation(tmp_path, "train")) == f"{images[1]}: no such file, but {names} names it"
+    assert error_of(lambda: reader(tmp_path, "train")) == (
+        f"{images[1]}: no such file, but {tmp_path / name_list} names it"
+    )
+    images[2].unlink()
+    labels[0].unlink()
+    dataset = reader(tmp_path, "train", require_labels=False)
+    assert len(dataset) == 3 and error_of(lambda: dataset[1]) == f"{images[1]}: no such file"
+    assert check_dataset(dataset) == [
+        f"{images[0]}: no label file",
+        f"{images[1]}: no such file",
+        f"{images[2]}: no such file",
+    ]
+
+
+@every_listed_layout
+def test_list_that_is_no_text(tmp_path: Path, make: Maker, reader: Reader, name_list: str) -> None:
+    make(tmp_path)
+    (tmp_path / name_list).write_bytes(b"\xff\xd8\xff\xe0")
+    assert error_of(lambda: reader(tmp_path, "train")) == (
+        f"{tmp_path / name_list}: not a text file, expected the names of the split's images, one a line"
+    )
 
 
 @every_layout
@@ -299,6 +440,7 @@ def test_label_of_another_size(tmp_path: Path, make: Maker, reader: Reader, clas
         (make_cityscapes, Cityscapes, 34, "0-33, 255"),
         (make_ade20k, ADE20K, 151, "0-150, 255"),
         (make_voc, VOCSegmentation, 21, "0-20, 255"),
+        (make_lip, LIP, 20, "0-19, 255"),
     ],
 )
 def test_label_value_outside_the_range(tmp_path: Path, make: Maker, reader: Reader, value: int, expected: str) -> None:

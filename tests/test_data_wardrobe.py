@@ -15,7 +15,7 @@ import gingham.data
 from gingham.data import Cityscapes, CueScenes, check_dataset
 from gingham.data.wardrobe import CUE_LABELS, Category, load_wardrobe, make_cue_scene, write_cityscapes
 from gingham.data.wardrobe.assets import notices
-from gingham.data.wardrobe.cue_scenes import CueScene
+from gingham.data.wardrobe.composition import Scene
 from gingham.errors import DataError
 
 BAG, BOOT = Category.BAG, Category.ANKLE_BOOT
@@ -90,7 +90,7 @@ def test_unknown_split_is_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def scenes() -> list[CueScene]:
+def scenes() -> list[Scene]:
     return [make_cue_scene("train", index) for index in range(400)]
 
 
@@ -172,7 +172,7 @@ def test_wrong_arguments_are_named(arguments: dict[str, Any], text: str) -> None
 # The cue
 
 
-def test_exactly_one_cue_and_it_decides_the_class(scenes: list[CueScene]) -> None:
+def test_exactly_one_cue_and_it_decides_the_class(scenes: list[Scene]) -> None:
     for scene in scenes:
         cues = [instance.category for instance in scene.instances if instance.category in (BAG, BOOT)]
         trousers = {instance.label for instance in scene.instances if instance.category == Category.TROUSERS}
@@ -208,12 +208,12 @@ def test_without_the_cue_the_class_is_undecidable() -> None:
             assert one.box == other.box and one.category == other.category
 
 
-def test_the_two_classes_are_equally_frequent_whatever_else_is_in_the_scene(scenes: list[CueScene]) -> None:
+def test_the_two_classes_are_equally_frequent_whatever_else_is_in_the_scene(scenes: list[Scene]) -> None:
     """Nothing that can be counted in a scene tells the cue: its place, the number of trousers, what lies beside."""
     with_bag = np.array([scene.instances[0].category == BAG for scene in scenes], float)
     assert abs(with_bag.mean() - 0.5) < 3 * 0.5 / np.sqrt(len(scenes))
 
-    def count(scene: CueScene, category: Category) -> int:
+    def count(scene: Scene, category: Category) -> int:
         return sum(instance.category == category for instance in scene.instances)
 
     statistics = {
@@ -230,7 +230,7 @@ def test_the_two_classes_are_equally_frequent_whatever_else_is_in_the_scene(scen
         assert abs(correlation) < 3.5 / np.sqrt(len(scenes)), name
 
 
-def test_most_trousers_share_neither_rows_nor_columns_with_the_cue(scenes: list[CueScene]) -> None:
+def test_most_trousers_share_neither_rows_nor_columns_with_the_cue(scenes: list[Scene]) -> None:
     """A single criss-cross step must not suffice."""
     apart = []
     for scene in scenes:
@@ -244,7 +244,7 @@ def test_most_trousers_share_neither_rows_nor_columns_with_the_cue(scenes: list[
     assert np.mean(apart) > 0.3
 
 
-def test_the_cue_is_never_covered(scenes: list[CueScene]) -> None:
+def test_the_cue_is_never_covered(scenes: list[Scene]) -> None:
     for scene in scenes:
         cue = scene.instances[0]
         assert (scene.label[cue.mask] == cue.label).all() and cue.mask.sum() >= 30

@@ -11,10 +11,11 @@ pytest.importorskip("lightning")
 import yaml
 
 from gingham.cli import demo, main
-from gingham.cli.demo import FULL, QUICK, SMOKE, Run
-from gingham.cli.training import config_file
+from gingham.cli.demo import Run
+from gingham.cli.demos import DEMOS, Length
+from gingham.cli.options import config_file, instantiate
 
-NAMES = [f"loops{loops}_seed{seed}" for seed in (0, 1) for loops in (0, 2)]
+NAMES = [f"r-{loops}_seed{seed}" for seed in (0, 1) for loops in (0, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +38,14 @@ def test_results_say_how_they_were_made(finished: Path) -> None:
     assert {"gingham", "commit", "torch", "python", "cpu"} <= found["machine"].keys()
     assert found["commit"] == found["machine"]["commit"]
     for name in NAMES:
-        assert found[name]["settings"]["model"]["network"]["loops"] == int(name[5])
-        assert found[name]["settings"]["data"]["seed"] == int(name[-1])
-        assert found[name]["scores"].keys() == {"trousers_iou", "miou", "seconds"}
+        assert found[name]["settings"]["model"]["init_args"]["network"]["loops"] == int(name[2])
+        assert found[name]["settings"]["data"]["init_args"]["seed"] == int(name[-1])
+        assert found[name]["scores"].keys() == {"trousers-IoU", "mIoU", "seconds"}
     pairs = [
-        found[f"loops2_seed{seed}"]["scores"]["trousers_iou"] - found[f"loops0_seed{seed}"]["scores"]["trousers_iou"]
+        found[f"r-2_seed{seed}"]["scores"]["trousers-IoU"] - found[f"r-0_seed{seed}"]["scores"]["trousers-IoU"]
         for seed in (0, 1)
     ]
-    assert found["differences"]["R2-R0"]["by_seed"] == pytest.approx(pairs)
+    assert found["differences"]["R=2 - R=0"]["by_seed"] == pytest.approx(pairs)
     text = (finished / "results.md").read_text()
     assert found["command"] in text
     assert found["commit"] in text
@@ -55,7 +56,7 @@ def test_results_say_how_they_were_made(finished: Path) -> None:
 def test_all_files_are_there_and_whole(finished: Path) -> None:
     assert (finished / "predictions.png").is_file()
     for loops in (0, 2):
-        assert (finished / f"loops{loops}_seed0" / "curves.png").is_file()
+        assert (finished / f"r-{loops}_seed0" / "curves.png").is_file()
     assert not list(finished.rglob(".part*"))
 
 
@@ -78,41 +79,67 @@ def test_only_runs_of_the_same_settings_and_versions_are_kept(
     for name in NAMES[2:]:
         assert after[name] == before[name]
     for name in NAMES[:2]:  # the same seed gives the same scores
-        assert after[name]["scores"]["miou"] == before[name]["scores"]["miou"]
+        assert after[name]["scores"]["mIoU"] == before[name]["scores"]["mIoU"]
         assert after[name]["settings"] == before[name]["settings"]
 
 
-@pytest.mark.parametrize("length", [FULL, QUICK, SMOKE])
-def test_all_but_length_loops_and_seed_is_the_packaged_configuration(length: demo.Length) -> None:
-    config = yaml.safe_load(Path(config_file("ccnet_world")).read_text())
-    settings = demo._settings(Run(loops=1, seed=3), length)
-    assert settings["model"]["network"].pop("loops") == 1
-    assert settings["data"].pop("seed") == 3
-    assert settings["data"].pop("lengths", None) == (list(length.scenes) if length.scenes else None)
-    expected = config["trainer"] | ({"max_epochs": length.epochs} if length.epochs else {})
-    assert settings["trainer"] == expected
-    config["model"]["init_args"]["network"].pop("loops")
-    assert settings["model"] == config["model"]["init_args"]
-    assert settings["data"] == config["data"]["init_args"]
+@pytest.mark.parametrize("method", DEMOS)
+@pytest.mark.parametrize("kind", ["full", "quick", "smoke"])
+def test_arms_differ_from_the_packaged_configuration_in_what_they_say_only(method: str, kind: str) -> None:
+    chosen = DEMOS[method]
+    length = {"full": Length(), "quick": chosen.quick, "smoke": chosen.smoke}[kind]
+    config = yaml.safe_load(Path(config_file(chosen.config)).read_text())
+    for arm, changes in chosen.arms.items():
+        settings = demo._settings(chosen, Run(arm, 3), length)
+        assert settings["data"]["init_args"]["seed"] == 3
+        expected = {name: config[name] for name in ("model", "data", "trainer")}
+        lengths = {"data.init_args.lengths": list(length.lengths)} if length.lengths else {}
+        for path, value in {**length.options, **changes, **lengths, "data.init_args.seed": 3}.items():
+            *parents, last = path.split(".")
+            entry = expected
+            for parent in parents:
+                entry = entry[parent]
+            entry[last] = value
+        assert settings == expected
+        instantiate(settings, source=chosen.config)
+
+
+@pytest.mark.parametrize("method", DEMOS)
+def test_every_claim_is_about_arms_that_exist(method: str) -> None:
+    chosen = DEMOS[method]
+    named = {arm for comparison in chosen.comparisons for arm in (comparison.arm, comparison.baseline)}
+    assert named | set(chosen.bounds) | {*chosen.quick.arms, *chosen.smoke.arms} <= set(chosen.arms)
+    assert any(comparison.floor is not None for comparison in chosen.comparisons)
 
 
 def test_differences_are_paired_by_seed() -> None:
     iou = {0: (28.2, 26.8, 28.3, 29.9, 30.2), 1: (57.6, 54.9, 56.3, 56.5, 56.6), 2: (73.6, 74.6, 71.7, 73.4, 72.9)}
-    scores = {Run(arm, seed): {"trousers_iou": x} for arm, row in iou.items() for seed, x in enumerate(row)}
-    found = demo._differences(scores)
-    assert found["R1-R0"]["by_seed"] == pytest.approx([29.4, 28.1, 28.0, 26.6, 26.4])
-    assert found["R1-R0"]["interval_95"] == pytest.approx([26.2, 29.2], abs=0.05)
-    assert found["R2-R1"]["median"] == pytest.approx(16.3, abs=0.05)
+    scores = {Run(f"R={arm}", seed): {"trousers-IoU": x} for arm, row in iou.items() for seed, x in enumerate(row)}
+    found = demo._differences(DEMOS["ccnet"], scores)
+    assert found["R=1 - R=0"]["by_seed"] == pytest.approx([29.4, 28.1, 28.0, 26.6, 26.4])
+    assert found["R=1 - R=0"]["interval_95"] == pytest.approx([26.2, 29.2], abs=0.05)
+    assert found["R=2 - R=1"]["median"] == pytest.approx(16.3, abs=0.05)
 
 
 def test_one_seed_has_no_interval() -> None:
-    scores = {Run(0, 0): {"trousers_iou": 20.0}, Run(2, 0): {"trousers_iou": 50.0}}
-    assert demo._differences(scores)["R2-R0"] == {
+    scores = {Run("R=0", 0): {"trousers-IoU": 20.0}, Run("R=2", 0): {"trousers-IoU": 50.0}}
+    assert demo._differences(DEMOS["ccnet"], scores)["R=2 - R=0"] == {
         "by_seed": [30.0],
         "mean": 30.0,
         "median": 30.0,
         "interval_95": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("pairs", "verdict"),
+    [([9.0, 8.5, 9.5], "shown"), ([7.0, 7.5, 7.0], "NOT shown"), ([40.0, -10.0, 20.0], "NOT shown")],
+)
+def test_a_claim_is_shown_above_its_floor_and_clear_of_zero(pairs: list[float], verdict: str) -> None:
+    scores = {Run("R=0", seed): {"trousers-IoU": 20.0} for seed in range(3)}
+    scores |= {Run("R=1", seed): {"trousers-IoU": 20.0 + pair} for seed, pair in enumerate(pairs)}
+    (line,) = demo._comparison_lines(DEMOS["ccnet"], demo._differences(DEMOS["ccnet"], scores))
+    assert line.endswith(f"; at least +8.0 claimed: {verdict}")
 
 
 def test_a_file_that_is_not_written_to_its_end_does_not_appear(tmp_path: Path) -> None:
@@ -133,8 +160,8 @@ def test_a_file_that_is_not_written_to_its_end_does_not_appear(tmp_path: Path) -
     ("words", "reason"),
     [
         (["moon"], "no demo of 'moon'"),
-        (["--arms", "-1"], "--arms must be different numbers, 0 or more, got -1"),
-        (["--arms", "2", "0", "2"], "--arms must be different numbers, 0 or more, got 2 0 2"),
+        (["--arms", "R=7"], "--arms must be different names of R=0, R=1, R=2, got R=7"),
+        (["--arms", "R=2", "R=0", "R=2"], "--arms must be different names of R=0, R=1, R=2, got R=2 R=0 R=2"),
         (["--seeds", "0"], "--seeds must be 1 or more"),
         (["--jobs", "0"], "--jobs must be 1 or more"),
         (["--out", "file"], "--out file: file is a file"),

@@ -101,7 +101,7 @@ def test_a_training_batch_is_augmented_and_an_evaluation_batch_is_whole() -> Non
 def test_every_world_has_its_splits_and_classes(tmp_path: Path) -> None:
     for split, count in (("train", 3), ("val", 2), ("test", 1)):
         write_cityscapes(tmp_path, CueScenes(split, count))
-    world = SegmentationData("cityscapes", str(tmp_path), world_labels=True)
+    world = SegmentationData("cityscapes", str(tmp_path), classes="wardrobe")
     assert [len(world.dataset(split)) for split in ("train", "val", "test")] == [3, 2, 1]
     assert world.dataset("val") is world.dataset("val")
     assert world.label_space() == small().label_space() == world.dataset("train").labels

@@ -10,6 +10,9 @@ from gingham.errors import GinghamError
 # name -> module and class, imported when the model is created
 _MODELS = {
     "ccnet": ("gingham.methods.ccnet.network", "CCNet"),
+    "pdml": ("gingham.methods.pdml.network", "PDML"),
+    "schp": ("gingham.methods.schp.network", "ACE2P"),
+    "spgnet": ("gingham.methods.spgnet.network", "SPGNet"),
 }
 
 

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import itertools
+import csv
 import json
 import logging
 import multiprocessing
 import os
+import re
 import shlex
 import signal
 import statistics
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gingham.cli.demos import DEMOS, Comparison, Demo, Length
 from gingham.errors import GinghamError
-
-_CONFIG = "ccnet_world"
 
 
 class DemoError(GinghamError, ValueError):
@@ -32,45 +32,27 @@ class DemoError(GinghamError, ValueError):
 class Run(NamedTuple):
     """One arm with one seed."""
 
-    loops: int
+    arm: str
     seed: int
 
     @property
     def name(self) -> str:
-        return f"loops{self.loops}_seed{self.seed}"
-
-
-class Length(NamedTuple):
-    """What the demo changes in the packaged configuration besides loops and seed. None leaves what is there."""
-
-    epochs: int | None = None
-    scenes: tuple[int, int, int] | None = None  # in train, val and test
-
-
-FULL = Length()
-QUICK = Length(epochs=6, scenes=(1600, 300, 300))
-SMOKE = Length(epochs=1, scenes=(64, 16, 16))
+        return re.sub(r"[^a-z0-9]+", "-", self.arm.lower()).strip("-") + f"_seed{self.seed}"
 
 
 def main(words: list[str]) -> int:
     """Trains the arms, prints the table, writes results and pictures."""
     parser = argparse.ArgumentParser(
         prog="gingham demo",
-        description=f"Train CCNet as the configuration {_CONFIG} says, with R loops of criss-cross attention and "
-        "without, on the embedded cue scenes. Writes results.md, results.json, predictions.png and a folder per run.",
+        description="Train a method as its configuration for the embedded world says, and its baselines, which differ "
+        "in the options of cli/demos.py only. Writes results.md, results.json, predictions.png and a folder per run.",
     )
-    parser.add_argument("method", nargs="?", default="ccnet", help="which method (so far: ccnet)")
+    parser.add_argument("method", nargs="?", default="ccnet", help=f"which method: {', '.join(DEMOS)} (default ccnet)")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--quick", action="store_true", help="R=0 and R=2, few epochs: minutes")
+    length.add_argument("--quick", action="store_true", help="fewer arms or epochs: minutes")
     length.add_argument("--smoke", action="store_true", help="only that it runs: seconds")
     parser.add_argument("--seeds", type=int, default=1, help="train every arm with seeds 0 to SEEDS-1 (default 1)")
-    parser.add_argument(
-        "--arms",
-        type=int,
-        nargs="+",
-        metavar="R",
-        help="numbers of loops to compare (default 0 1 2; quick, smoke: 0 2)",
-    )
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="which arms to train (default: all)")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one per core)")
     parser.add_argument(
         "--out",
@@ -80,53 +62,50 @@ def main(words: list[str]) -> int:
         help="folder of results (default demo); finished runs of the same settings and versions in it are not repeated",
     )
     options = parser.parse_args(words)
-    if options.method != "ccnet":
-        raise DemoError(f"no demo of {options.method!r}: so far there is ccnet")
+    if options.method not in DEMOS:
+        raise DemoError(f"no demo of {options.method!r}: there are {', '.join(DEMOS)}")
+    demo = DEMOS[options.method]
     for name in ("seeds", "jobs"):
         if (number := getattr(options, name)) is not None and number < 1:
             raise DemoError(f"--{name} must be 1 or more, got {number}")
-    arms = sorted(options.arms or ([0, 2] if options.quick or options.smoke else [0, 1, 2]))
-    if arms[0] < 0 or len(set(arms)) < len(arms):
-        raise DemoError(f"--arms must be different numbers, 0 or more, got {' '.join(map(str, options.arms))}")
+    chosen = demo.smoke if options.smoke else demo.quick if options.quick else Length()
+    arms = _arms(demo, options.arms or chosen.arms or tuple(demo.arms))
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise DemoError(f"--out {options.out}: {error.filename} is a file, but a folder is needed there") from error
-    chosen = SMOKE if options.smoke else QUICK if options.quick else FULL
-    runs = {Run(arm, seed): _settings(Run(arm, seed), chosen) for seed in range(options.seeds) for arm in arms}
-    results = dict(zip(runs, _train_all(runs, options.out, options.jobs), strict=True))
-    _write_results(shlex.join(["gingham", "demo", *words]), runs, results, options.out)
+    runs = {Run(arm, seed): _settings(demo, Run(arm, seed), chosen) for seed in range(options.seeds) for arm in arms}
+    results = dict(zip(runs, _train_all(options.method, runs, options.out, options.jobs), strict=True))
+    _write_results(demo, shlex.join(["gingham", "demo", *words]), runs, results, options.out)
     _pictures(arms, runs, options.out)
     return 0
 
 
-def _settings(run: Run, length: Length) -> dict[str, Any]:
-    """The options of recipe, data and trainer: the packaged configuration with this run's changes."""
+def _arms(demo: Demo, names: tuple[str, ...]) -> list[str]:
+    """The arms of these names, in the demo's order."""
+    unknown = [name for name in names if name not in demo.arms]
+    if unknown or len(set(names)) < len(names):
+        raise DemoError(f"--arms must be different names of {', '.join(demo.arms)}, got {' '.join(names)}")
+    return [name for name in demo.arms if name in names]
+
+
+def _settings(demo: Demo, run: Run, length: Length) -> dict[str, Any]:
+    """Recipe, data and trainer of a run: the packaged configuration with the changes of arm, length and seed."""
     import yaml
 
-    from gingham.cli.training import config_file
+    from gingham.cli.options import config_file
 
-    config = yaml.safe_load(Path(config_file(_CONFIG)).read_text())
-    model, data = config["model"]["init_args"], config["data"]["init_args"]
-    model["network"]["loops"] = run.loops
-    data["seed"] = run.seed
-    if length.scenes is not None:
-        data["lengths"] = list(length.scenes)
-    if length.epochs is not None:
-        config["trainer"]["max_epochs"] = length.epochs
-    return {"model": model, "data": data, "trainer": config["trainer"]}
-
-
-def _recipe(settings: dict[str, Any]) -> Any:
-    from gingham.methods.ccnet.recipe import CCNetRecipe
-
-    return CCNetRecipe(**settings["model"])
-
-
-def _data(settings: dict[str, Any]) -> Any:
-    from gingham.methods.segmentation_data import SegmentationData
-
-    return SegmentationData(**settings["data"])
+    config = yaml.safe_load(Path(config_file(demo.config)).read_text())
+    changes = {**length.options, **demo.arms[run.arm], "data.init_args.seed": run.seed}
+    if length.lengths is not None:
+        changes["data.init_args.lengths"] = list(length.lengths)
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        entry = config
+        for parent in parents:
+            entry = entry[parent]
+        entry[last] = value
+    return {name: config[name] for name in ("model", "data", "trainer")}
 
 
 def _versions() -> dict[str, str]:
@@ -150,14 +129,15 @@ def _write_json(path: Path, content: Any) -> None:
         part.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _train_all(runs: dict[Run, dict[str, Any]], out: Path, jobs: int | None) -> list[dict[str, float]]:
+def _train_all(method: str, runs: dict[Run, dict[str, Any]], out: Path, jobs: int | None) -> list[dict[str, float]]:
     """Scores of every run, trained ``jobs`` at a time in processes of their own that share the cores."""
     cores = len(os.sched_getaffinity(0))
     jobs = min(jobs or cores, len(runs))
     spawn = multiprocessing.get_context("spawn")
     # Only this process heeds Ctrl-C, and ends the others.
     with ProcessPoolExecutor(jobs, spawn, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
-        started = [pool.submit(_train, run, settings, out, max(1, cores // jobs)) for run, settings in runs.items()]
+        threads = max(1, cores // jobs)
+        started = [pool.submit(_train, method, run, settings, out, threads) for run, settings in runs.items()]
         try:
             return [run.result() for run in started]
         except BaseException as error:
@@ -170,12 +150,15 @@ def _train_all(runs: dict[Run, dict[str, Any]], out: Path, jobs: int | None) -> 
             raise
 
 
-def _train(run: Run, settings: dict[str, Any], out: Path, threads: int) -> dict[str, float]:
+def _train(method: str, run: Run, settings: dict[str, Any], out: Path, threads: int) -> dict[str, float]:
     """Scores on the test split; those of an earlier run with the same settings and versions if there are any."""
     import lightning
     import torch
     from lightning.pytorch.loggers import CSVLogger
 
+    from gingham.cli.options import instantiate
+
+    demo = DEMOS[method]
     folder = out / run.name
     file = folder / "result.json"
     made_of = {"settings": settings, "versions": _versions()}
@@ -188,48 +171,54 @@ def _train(run: Run, settings: dict[str, Any], out: Path, threads: int) -> dict[
         warnings.filterwarnings("ignore", category=category, module="lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     torch.set_num_threads(threads)
-    name = f"R={run.loops}, seed {run.seed}"
+    name = f"{run.arm}, seed {run.seed}"
     print(f"training {name}", flush=True)
     lightning.seed_everything(run.seed, verbose=False)
-    recipe, data = _recipe(settings), _data(settings)
+    parts = instantiate(settings, source=demo.config)
+    show = _epoch_lines(name, settings["trainer"]["max_epochs"], demo.scores[0].title, demo.scores[0].metric)
     trainer = lightning.Trainer(
-        **settings["trainer"],
+        **{option: value for option, value in settings["trainer"].items() if option != "callbacks"},
         logger=CSVLogger(folder, name="", version="log"),
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
-        callbacks=[_epoch_lines(name, settings["trainer"]["max_epochs"])],
+        callbacks=[*parts.callbacks, show],
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
     start = time.perf_counter()
-    trainer.fit(recipe, data)
+    trainer.fit(parts.model, parts.data)
     seconds = time.perf_counter() - start
-    measured = trainer.test(recipe, datamodule=data, verbose=False)[0]
-    scores = {"trousers_iou": 100 * measured["test_focus_iou"], "miou": 100 * measured["test_miou"], "seconds": seconds}
+    measured = trainer.test(parts.model, datamodule=parts.data, verbose=False)[0]
+    scores = {score.title: score.factor * measured[f"test_{score.metric}"] for score in demo.scores}
+    scores["seconds"] = seconds
     with _whole(folder / "weights.pt") as part:
-        torch.save(recipe.state_dict(), part)
+        torch.save(parts.model.state_dict(), part)
     _write_json(file, made_of | {"scores": scores})
     return scores
 
 
-def _epoch_lines(name: str, epochs: int) -> Any:
+def _epoch_lines(name: str, epochs: int, title: str, metric: str) -> Any:
     """A Lightning callback that prints one line an epoch, which several runs at a time can share a terminal with."""
     from lightning.pytorch.callbacks import LambdaCallback
 
     start = time.perf_counter()
 
     def show(trainer: Any, _: Any) -> None:
-        iou = 100 * trainer.callback_metrics["val_focus_iou"].item()
+        value = 100 * trainer.callback_metrics[f"val_{metric}"].item()
         seconds = time.perf_counter() - start
         line = f"{name}: epoch {trainer.current_epoch + 1} of {epochs}, {seconds:.0f} s"
-        print(f"{line}, validation trousers-IoU {iou:.1f}", flush=True)
+        print(f"{line}, validation {title} {value:.1f}", flush=True)
 
     return LambdaCallback(on_validation_end=show)
 
 
 def _write_results(
-    command: str, runs: dict[Run, dict[str, Any]], results: dict[Run, dict[str, float]], out: Path
+    demo: Demo,
+    command: str,
+    runs: dict[Run, dict[str, Any]],
+    results: dict[Run, dict[str, float]],
+    out: Path,
 ) -> None:
     """Prints results.md and writes it and results.json."""
     import torch
@@ -237,30 +226,48 @@ def _write_results(
     from gingham.bench.machine import describe
 
     machine = describe(torch.device("cpu"))
-    differences = _differences(results)
+    differences = _differences(demo, results)
+    course = {run.name: _course(out / run.name / "log" / "metrics.csv", demo.course) for run in runs}
     made_with = {"command": command, "commit": machine.get("commit"), "machine": machine, "differences": differences}
-    each = {run.name: {"settings": settings, "scores": results[run]} for run, settings in runs.items()}
+    each = {
+        run.name: {"settings": settings, "scores": results[run]}
+        | ({demo.course: course[run.name]} if demo.course and course[run.name] else {})
+        for run, settings in runs.items()
+    }
     _write_json(out / "results.json", made_with | each)
     settings = next(iter(runs.values()))
-    report = _report(command, machine, settings, results, differences)
+    report = "\n".join(
+        [
+            *_heading(demo, command, machine, settings),
+            "",
+            *_table(demo, results),
+            "",
+            *_comparison_lines(demo, differences),
+            *_course_lines(demo, results, course),
+        ]
+    )
     print(report)
     with _whole(out / "results.md") as part:
         part.write_text(report + "\n")
 
 
-def _differences(results: dict[Run, dict[str, float]]) -> dict[str, dict[str, Any]]:
-    """Paired differences of the trousers-IoU between neighbouring arms: by seed, mean, median, 95 % t-interval."""
+def _differences(demo: Demo, results: Mapping[Run, Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """Paired differences of the first score for each comparison: by seed, mean, median, 95 % t-interval."""
     from scipy.stats import t
 
+    title = demo.scores[0].title
     seeds = sorted({run.seed for run in results})
+    arms = {run.arm for run in results}
     found = {}
-    for lower, upper in itertools.pairwise(sorted({run.loops for run in results})):
-        pairs = [results[Run(upper, s)]["trousers_iou"] - results[Run(lower, s)]["trousers_iou"] for s in seeds]
+    for comparison in demo.comparisons:
+        if not {comparison.arm, comparison.baseline} <= arms:
+            continue
+        pairs = [results[Run(comparison.arm, s)][title] - results[Run(comparison.baseline, s)][title] for s in seeds]
         mean, interval = statistics.mean(pairs), None
         if len(pairs) > 1:
             half = float(t.ppf(0.975, len(pairs) - 1)) * statistics.stdev(pairs) / len(pairs) ** 0.5
             interval = [mean - half, mean + half]
-        found[f"R{upper}-R{lower}"] = {
+        found[comparison.name] = {
             "by_seed": pairs,
             "mean": mean,
             "median": statistics.median(pairs),
@@ -269,63 +276,99 @@ def _differences(results: dict[Run, dict[str, float]]) -> dict[str, dict[str, An
     return found
 
 
-def _report(
-    command: str,
-    machine: dict[str, str],
-    settings: dict[str, Any],
-    results: dict[Run, dict[str, float]],
-    differences: dict[str, dict[str, Any]],
-) -> str:
-    lines = [
-        f"CCNet on the cue scenes, test split; {_data(settings).lengths['train']} training scenes, "
+def _heading(demo: Demo, command: str, machine: Mapping[str, str], settings: Mapping[str, Any]) -> list[str]:
+    data = settings["data"]["init_args"]
+    on = ("cpu", "cores", "gingham", "commit", "torch", "python")
+    return [
+        f"{demo.title}, test split; {data['lengths'][0]} training pictures, "
         f"{settings['trainer']['max_epochs']} epochs: `{command}`.",
-        "On "
-        + ", ".join(
-            f"{n} {machine[n]}" for n in ("cpu", "cores", "gingham", "commit", "torch", "python") if n in machine
-        )
-        + ".",
-        "",
-        "| arm | trousers-IoU by seed | mean | spread | mIoU | training, s |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "On " + ", ".join(f"{name} {machine[name]}" for name in on if name in machine) + ".",
     ]
-    for arm in sorted({run.loops for run in results}):
-        scores = [scores for run, scores in results.items() if run.loops == arm]
-        iou = [score["trousers_iou"] for score in scores]
-        spread = f"{statistics.stdev(iou):.1f}" if len(iou) > 1 else "-"
-        miou, seconds = (statistics.mean(score[name] for score in scores) for name in ("miou", "seconds"))
-        values = " ".join(f"{x:.1f}" for x in iou)
-        lines.append(f"| R={arm} | {values} | {statistics.mean(iou):.1f} | {spread} | {miou:.1f} | {seconds:.0f} |")
-    lines.append("")
-    for name, difference in differences.items():
-        text = f"{name}: " + " ".join(f"{x:+.1f}" for x in difference["by_seed"])
+
+
+def _table(demo: Demo, results: Mapping[Run, Mapping[str, float]]) -> list[str]:
+    """One row an arm: the first score by seed, its mean and spread, the means of the others."""
+    first, *others = [score.title for score in demo.scores]
+    columns = [f"{first} by seed", "mean", "spread", *others, "training, s"]
+    lines = [f"| arm | {' | '.join(columns)} |", "| --- " * (1 + len(columns)) + "|"]
+    for arm in [name for name in demo.arms if any(run.arm == name for run in results)]:
+        scores = [scores for run, scores in results.items() if run.arm == arm]
+        values = [score[first] for score in scores]
+        spread = f"{statistics.stdev(values):.1f}" if len(values) > 1 else "-"
+        cells = [" ".join(f"{x:.1f}" for x in values), f"{statistics.mean(values):.1f}", spread]
+        cells += [f"{statistics.mean(score[title] for score in scores):.1f}" for title in others]
+        cells.append(f"{statistics.mean(score['seconds'] for score in scores):.0f}")
+        name = f"{arm} (upper bound)" if arm in demo.bounds else arm
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _comparison_lines(demo: Demo, differences: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for comparison in demo.comparisons:
+        if (difference := differences.get(comparison.name)) is None:
+            continue
+        text = f"{comparison.name}: " + " ".join(f"{x:+.1f}" for x in difference["by_seed"])
         text += f"; mean {difference['mean']:+.1f}, median {difference['median']:+.1f}"
         if difference["interval_95"] is not None:
             text += ", 95 % interval {:+.1f} to {:+.1f}".format(*difference["interval_95"])
-        lines.append(text)
-    return "\n".join(lines)
+        lines.append(text + _verdict(comparison, difference))
+    return lines
 
 
-def _pictures(arms: list[int], runs: dict[Run, dict[str, Any]], out: Path) -> None:
-    """The first test scenes as the arms of seed 0 see them, and the curves of those runs."""
+def _verdict(comparison: Comparison, difference: Mapping[str, Any]) -> str:
+    """Whether a claim is shown: its floor reached, and the interval clear of zero."""
+    if comparison.floor is None or difference["interval_95"] is None:
+        return ""
+    shown = difference[comparison.statistic] >= comparison.floor and difference["interval_95"][0] > 0
+    return f"; at least {comparison.floor:+.1f} claimed: {'shown' if shown else 'NOT shown'}"
+
+
+def _course(metrics: Path, name: str | None) -> list[float]:
+    """The values that a metric had during training."""
+    if name is None:
+        return []
+    with metrics.open(newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+def _course_lines(
+    demo: Demo, results: Mapping[Run, Mapping[str, float]], course: Mapping[str, list[float]]
+) -> list[str]:
+    """The mean course of a metric for each arm that has it."""
+    if demo.course is None:
+        return []
+    lines = ["", f"Mean {demo.course} during training, times 100:", ""]
+    for arm in demo.arms:
+        rows = [course[run.name] for run in results if run.arm == arm and course[run.name]]
+        if rows:
+            lines.append(f"- {arm}: " + " ".join(f"{100 * statistics.mean(x):.1f}" for x in zip(*rows, strict=True)))
+    return lines
+
+
+def _pictures(arms: list[str], runs: dict[Run, dict[str, Any]], out: Path) -> None:
+    """The first test pictures as the arms of seed 0 see them, and the curves of those runs."""
     import torch
 
+    from gingham.cli.options import instantiate
     from gingham.cli.pictures import save_curves, save_panels
 
-    dataset = _data(runs[Run(arms[0], 0)]).dataset("test")
-    items = [dataset[i] for i in range(min(6, len(dataset)))]
-    masks: list[dict[str, Any]] = [{"truth": item["label"]} for item in items]
+    masks: list[dict[str, Any]] = []
     for run in (Run(arm, 0) for arm in arms):
         folder = out / run.name
-        recipe = _recipe(runs[run])
-        recipe.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
-        recipe.eval()
+        parts = instantiate(runs[run], source=run.name)
+        dataset = parts.data.dataset("test")
+        items = [dataset[i] for i in range(min(6, len(dataset)))]
+        masks = masks or [{"truth": item["label"]} for item in items]
+        parts.model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+        parts.model.eval()
         with torch.inference_mode():
             for item, row in zip(items, masks, strict=True):
-                row[f"R={run.loops}"] = recipe(item["image"][None])[0].argmax(0)
+                row[run.arm] = parts.model.predict_classes(item["image"][None])[0]
         with _whole(folder / "curves.png") as part:
             save_curves(part, folder / "log" / "metrics.csv")
     rows = [(dataset.read(i)["image"], row) for i, row in enumerate(masks)]
     with _whole(out / "predictions.png") as part:
         save_panels(part, rows, dataset.class_names, dataset.palette)
     print(f"results: {out / 'results.md'} and {out / 'results.json'}")
-    print(f"pictures: {out / 'predictions.png'} and {out / 'loops*_seed0' / 'curves.png'}")
+    print(f"pictures: {out / 'predictions.png'} and {out / '*_seed0' / 'curves.png'}")

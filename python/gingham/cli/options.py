@@ -7,9 +7,10 @@ import importlib
 import inspect
 import re
 from argparse import ArgumentError
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -46,6 +47,31 @@ def with_config_files(words: list[str]) -> list[str]:
         elif i and result[i - 1] in ("--config", "-c"):
             result[i] = config_file(word)
     return result
+
+
+def instantiate(config: Mapping[str, Any], *, source: str) -> Any:
+    """The parts that a configuration's content describes: `model`, `data` and the list `callbacks` of its trainer.
+
+    Args:
+        config: with the entries "model" and "data", and perhaps "trainer" with "callbacks".
+        source: what errors call it.
+
+    Raises:
+        ConfigError: a class or an option that does not exist or does not fit.
+    """
+    from jsonargparse import ArgumentParser
+    from lightning.pytorch.callbacks import Callback
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--model", type=lightning.LightningModule, required=True)
+    parser.add_argument("--data", type=lightning.LightningDataModule, required=True)
+    parser.add_argument("--callbacks", type=list[Callback], default=[])
+    content = {name: config[name] for name in ("model", "data")}
+    content["callbacks"] = config.get("trainer", {}).get("callbacks") or []
+    try:
+        return parser.instantiate_classes(parser.parse_object(content))
+    except (ArgumentError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{source}: {error}") from error
 
 
 @contextmanager
@@ -100,7 +126,8 @@ def _unknown_option(option: str) -> str:
     if not option.startswith("--"):
         return f"unexpected word {option!r}: options begin with --"
     trainer = [f"--trainer.{name}" for name in inspect.signature(lightning.Trainer).parameters]
-    ours = ["--config", "--run_dir", "--checkpoint_every", "--ckpt_path", "--overwrite", "--seed_everything"]
+    ours = ["--config", "--run_dir", "--checkpoint_every", "--ckpt_path", "--overwrite", "--check_data"]
+    ours.append("--seed_everything")
     known = trainer if option.startswith("--trainer.") else [*ours, "--model.*", "--data.*", "--trainer.*"]
     close = difflib.get_close_matches(option, known, n=3)
     rest = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"

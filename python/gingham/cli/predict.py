@@ -1,4 +1,4 @@
-"""``gingham predict``: masks, overlays and class shares for a folder of images."""
+"""``gingham predict``: masks, overlays and class shares for an image or a folder of images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def main(words: list[str]) -> int:
     """Returns 0, or 1 when images were skipped because they could not be read or segmented."""
     parser = argparse.ArgumentParser(
         prog="gingham predict",
-        description="Write an index mask, an overlay and the class shares of every image in a folder.",
+        description="Write an index mask, an overlay with a legend and the class shares of an image or of a folder's.",
     )
     parser.add_argument(
         "--config",
@@ -34,18 +34,21 @@ def main(words: list[str]) -> int:
         "with further options keeps its own in config.yaml of its run_dir",
     )
     parser.add_argument(
-        "--ckpt_path", required=True, help="checkpoint of the training: a file, or 'last' or 'best' of the run_dir"
+        "--ckpt_path", required=True, help="checkpoint of the training: a file, or 'last', 'best' ... of the run_dir"
     )
     parser.add_argument("--run_dir", type=Path, metavar="DIR", help="folder of the run (default: the configuration's)")
-    parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="folder of images")
+    parser.add_argument("--images", required=True, type=Path, metavar="PATH", help="an image, or a folder of images")
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="where masks/, overlays/ and shares.json go"
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
     options = parser.parse_args(words)
-    if not options.images.is_dir():
-        raise DataError(f"--images {options.images}: no such folder")
-    files = sorted(path for path in options.images.iterdir() if path.suffix.lower() in _ENDINGS and not path.is_dir())
+    if options.images.is_dir():
+        files = sorted(x for x in options.images.iterdir() if x.suffix.lower() in _ENDINGS and not x.is_dir())
+    elif options.images.is_file():
+        files = [options.images]
+    else:
+        raise DataError(f"--images {options.images}: no such image or folder")
     if not files:
         raise DataError(f"--images {options.images}: no image in it (looked for {', '.join(sorted(_ENDINGS))})")
     device = _device(options.device)
@@ -153,7 +156,8 @@ def _load(config: str, checkpoint: str, run_dir: Path | None) -> tuple[Any, Any]
     """The recipe with the checkpoint's weights, in evaluation mode, and the data module, of a configuration."""
     import yaml
 
-    from gingham.cli.training import ConfigError, config_file, resolve_checkpoint
+    from gingham.cli.options import ConfigError, config_file, instantiate
+    from gingham.cli.records import resolve_checkpoint
     from gingham.nn.checkpoint import load_state_dict, read_state_dict
 
     file = config_file(config)
@@ -165,22 +169,7 @@ def _load(config: str, checkpoint: str, run_dir: Path | None) -> tuple[Any, Any]
         raise ConfigError(f"{file}: a configuration needs the entries model and data")
     weights = resolve_checkpoint(checkpoint, run_dir or Path(content.get("run_dir", "runs")))
     assert weights is not None
-    parts = _instantiate(file, {name: content[name] for name in ("model", "data")})
+    parts = instantiate({name: content[name] for name in ("model", "data")}, source=file)
     load_state_dict(parts.model, read_state_dict(weights), source=weights)
+    parts.model.mirror_pairs = parts.data.label_space().mirror_pairs
     return parts.model.eval(), parts.data
-
-
-def _instantiate(file: str, content: dict[str, Any]) -> Any:
-    import lightning
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    from gingham.cli.training import ConfigError
-    from gingham.methods.segmentation_data import SegmentationData
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--model", type=lightning.LightningModule, required=True)
-    parser.add_argument("--data", type=SegmentationData, required=True)
-    try:
-        return parser.instantiate_classes(parser.parse_object(content))
-    except (ArgumentError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{file}: {error}") from error

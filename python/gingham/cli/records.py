@@ -138,14 +138,20 @@ def checkpoints(folder: Path, every: int, monitor: str = "val_miou") -> list[Cal
 
 
 def resolve_checkpoint(path: str | None, run_dir: Path) -> str | None:
-    """The file that ``--ckpt_path`` means: a path, or "last" or "best" of the run's folder.
+    """The file that ``--ckpt_path`` means: a path, or the name of one in the run's folder, such as "last".
 
     Raises:
         CheckpointError: there is no such file.
     """
     if path is None:
         return None
-    file = run_dir / "checkpoints" / f"{path}.ckpt" if path in ("last", "best") else Path(path)
+    folder = run_dir / "checkpoints"
+    named = folder / f"{path}.ckpt"
+    file = named if named.is_file() or path in ("last", "best") else Path(path)
     if not file.is_file():
-        raise CheckpointError(f"no checkpoint {file}: give a file, or 'last' or 'best' of a run in --run_dir")
+        there = sorted(entry.stem for entry in folder.glob("*.ckpt"))
+        raise CheckpointError(
+            f"no checkpoint {file}: give a file, or the name of one in the run_dir {run_dir} "
+            f"({'there are ' + ', '.join(there) if there else 'which has none'})"
+        )
     return str(file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from gingham.cli.class_table import class_table, print_class_table, write_class_table
 from gingham.cli.options import ConfigError, config_file, one_line_errors, packaged_configs, with_config_files
 from gingham.cli.records import MetricsFile, checkpoints, resolve_checkpoint
-from gingham.errors import CheckpointError
+from gingham.errors import CheckpointError, DataError
+from gingham.methods.segmentation_recipe import SegmentationRecipe
 from gingham.nn.checkpoint import check_fit, read_file
 
 __all__ = ["ConfigError", "Pictures", "config_file", "main", "packaged_configs", "resolve_checkpoint"]
@@ -97,6 +100,9 @@ class _CLI(LightningCLI):
             "--ckpt_path", type=str, default=None, help="a checkpoint to go on from or to evaluate: FILE, last or best"
         )
         parser.add_argument("--overwrite", action="store_true", help="delete the run that --run_dir holds")
+        parser.add_argument(
+            "--check_data", type=bool, default=True, help="read every file of the data set before training begins"
+        )
 
     def before_instantiate_classes(self) -> None:
         self.run_dir = Path(self.config["run_dir"])
@@ -194,6 +200,8 @@ def _records(folder: Path) -> list[Path]:
 
 def _fit(cli: _CLI) -> None:
     if _is_first_process():
+        if cli.config["check_data"] and cli.checkpoint is None and getattr(cli.datamodule, "root", None) is not None:
+            _require_good_data(cli.datamodule)
         if cli.config["overwrite"] and cli.checkpoint is None:
             for path in [*_records(cli.run_dir), *cli.run_dir.glob("tensorboard/events.out.*")]:
                 path.unlink()
@@ -214,6 +222,11 @@ def _evaluate(cli: _CLI) -> None:
         cli.run_dir.mkdir(parents=True, exist_ok=True)
         report = {"checkpoint": cli.checkpoint} | {name: value for part in scores for name, value in part.items()}
         (cli.run_dir / f"{cli.command}.json").write_text(json.dumps(report, indent=2) + "\n")
+        split = "val" if cli.command == "validate" else "test"
+        if isinstance(cli.model, SegmentationRecipe) and split in cli.model.scores:
+            rows = class_table(cli.model, split, cli.datamodule.label_space().names)
+            print_class_table(rows)
+            write_class_table(cli.run_dir / f"{cli.command}_classes.csv", rows)
 
 
 def _read_checkpoint(path: str, *, training: bool) -> dict[str, Any]:
@@ -233,9 +246,11 @@ _HELP = """usage: gingham {command} --config NAME [--data.root DIR] [--run_dir D
   --config NAME          a packaged configuration ({configs})
                          or a YAML file, such as the config.yaml of a run; options after it take the place of its values
   --run_dir DIR          where logs, pictures and checkpoints are
-  --ckpt_path FILE       the checkpoint to {use}: a file, or "last" or "best" of the run in --run_dir
+  --ckpt_path FILE       the checkpoint to {use}: a file, or the name of one in --run_dir: last, best, ...
   --checkpoint_every N   fit: optimiser steps between two states of "last" (default 200)
   --overwrite            fit: delete the run that --run_dir holds and begin anew
+  --check_data BOOL      fit: read every file of the data set before training begins, and list what is wrong (default
+                         true; not when a run is continued)
   --seed_everything N    fit: seed of the weights and of dropout (default 0)
   --trainer.NAME VALUE   any argument of lightning.Trainer: devices, num_nodes, strategy, precision, max_steps,
                          max_epochs, accumulate_grad_batches, val_check_interval, log_every_n_steps, ...
@@ -273,19 +288,39 @@ def _help(command: str, words: list[str]) -> int:
 
 def _check_data(data: Any) -> int:
     """Prints every problem and a line for each split; returns 1 if there are problems."""
+    found = 0
+    for split in data.splits():
+        length, problems = _problems(data, split)
+        for text in problems:
+            print(f"{split}: {text}")
+        number = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}" if problems else "nothing wrong"
+        print(f"{split}: {length} images, {number}")
+        found += len(problems)
+    return 1 if found else 0
+
+
+def _require_good_data(data: Any) -> None:
+    """Raises a DataError if anything is wrong with the splits of a training, after it has printed what."""
+    found = [f"{split}: {text}" for split in ("train", "val") for text in _problems(data, split)[1]]
+    for text in found:
+        print(text)
+    if found:
+        raise DataError(
+            f"{len(found)} problem{'s' if len(found) > 1 else ''} in {data.root}, listed above: mend them, or begin "
+            "nevertheless with --check_data false"
+        )
+
+
+def _problems(data: Any, split: str) -> tuple[int, list[str]]:
+    """How many images a split has, and what is wrong with them."""
     from tqdm import tqdm
 
     from gingham.data import check_dataset
 
-    found = 0
-    for split in data.splits():
-        dataset = data.open(split, require_labels=False)
-        problems = check_dataset(dataset, tqdm(range(len(dataset)), desc=split, unit="image", disable=None))
-        if split == "test":  # the labels of a benchmark's test split need not be public
-            problems = [text for text in problems if not text.endswith(": no label file")]
-        for text in problems:
-            print(f"{split}: {text}")
-        number = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}" if problems else "nothing wrong"
-        print(f"{split}: {len(dataset)} images, {number}")
-        found += len(problems)
-    return 1 if found else 0
+    dataset = data.open(split, require_labels=False)
+    threads = min(8, len(os.sched_getaffinity(0)))
+    bar = tqdm(range(len(dataset)), desc=f"checking {split}", unit="image", disable=None)
+    problems = check_dataset(dataset, bar, threads=threads)
+    if split == "test":  # the labels of a benchmark's test split need not be public
+        problems = [text for text in problems if not text.endswith(": no label file")]
+    return len(dataset), problems

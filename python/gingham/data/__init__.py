@@ -14,32 +14,45 @@ if TYPE_CHECKING:
     from gingham.data.check import check_dataset
     from gingham.data.cityscapes import Cityscapes
     from gingham.data.labels import IGNORE_INDEX, LabelSpace
+    from gingham.data.lip import LIP
+    from gingham.data.pascal_context import PascalContext
+    from gingham.data.points import WithPoints, read_points
     from gingham.data.segmentation import SegmentationDataset, SegmentationItem
     from gingham.data.voc import VOCSegmentation
-    from gingham.data.wardrobe import CueScenes
+    from gingham.data.wardrobe import CueScenes, Dolls
 
 _HOME = {
     "ADE20K": "ade20k",
     "check_dataset": "check",
     "Cityscapes": "cityscapes",
     "CueScenes": "wardrobe",
+    "Dolls": "wardrobe",
     "IGNORE_INDEX": "labels",
     "LabelSpace": "labels",
+    "LIP": "lip",
+    "PascalContext": "pascal_context",
+    "read_points": "points",
     "SegmentationDataset": "segmentation",
     "SegmentationItem": "segmentation",
     "VOCSegmentation": "voc",
+    "WithPoints": "points",
 }
 
 __all__ = [
     "ADE20K",
     "IGNORE_INDEX",
+    "LIP",
     "Cityscapes",
     "CueScenes",
+    "Dolls",
     "LabelSpace",
+    "PascalContext",
     "SegmentationDataset",
     "SegmentationItem",
     "VOCSegmentation",
+    "WithPoints",
     "check_dataset",
+    "read_points",
 ]
 
 

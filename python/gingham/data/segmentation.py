@@ -171,6 +171,20 @@ def read_label_values(path: Path) -> NDArray[np.uint8]:
         return np.array(image)
 
 
+def write_label(path: Path, label: torch.Tensor, labels: LabelSpace) -> None:
+    """Write class indices [H, W] as a label image of the data set's own values, in the colours of the classes.
+
+    A file of that name is replaced as a whole, never in part.
+    """
+    palette = np.zeros((256, 3), np.uint8)
+    palette[list(labels.values)] = labels.palette
+    image = Image.fromarray(labels.encode(label))
+    image.putpalette(palette.tobytes())
+    part = path.with_name(f".part-{path.name}")
+    image.save(part)
+    part.replace(path)
+
+
 def _open(path: Path) -> Image.Image:
     """Open and decode an image, so that every defect of the file shows here."""
     try:

@@ -1,6 +1,8 @@
 """Augmentation and normalisation of segmentation items, on top of torchvision.transforms.v2.
 
-All randomness comes from torch's generator, so that a run resumed with its state sees the same pictures.
+An item's points, where it has any, go with its pixels: y and x are scaled as floating point numbers, x becomes
+W - 1 - x in a mirrored picture, and points outside a crop are dropped. All randomness comes from torch's generator, so
+that a run resumed with its state sees the same pictures.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from gingham.data.labels import IGNORE_INDEX
+from gingham.data.labels import IGNORE_INDEX, mirror_labels
 from gingham.data.segmentation import SegmentationItem
 
 Pair = tuple[int, int]
@@ -62,9 +64,10 @@ class Normalize(v2.Transform):
         return tv_tensors.Image((image.to(torch.float32) - mean) / std)
 
 
-def imagenet_normalize() -> Normalize:
-    """RGB by ImageNet's mean and standard deviation, as the weights of timm and torchvision expect."""
-    return Normalize((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+def imagenet_normalize(channels: Literal["RGB", "BGR"] = "RGB") -> Normalize:
+    """By ImageNet's mean and standard deviation: RGB as timm's and torchvision's weights expect, BGR as SCHP's do."""
+    mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+    return Normalize(mean, std) if channels == "RGB" else Normalize(mean[::-1], std[::-1], channels="BGR")
 
 
 def bgr_mean_normalize() -> Normalize:
@@ -111,11 +114,37 @@ class RandomScale(v2.Transform):
         return {"size": [max(1, round(height * factor)), max(1, round(width * factor))]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return F.resize(inpt, params["size"])
+        resized = F.resize(inpt, params["size"])
+        # The last row of a picture made smaller would come to lie beyond it, where padding follows.
+        return F.clamp_keypoints(resized) if isinstance(resized, tv_tensors.KeyPoints) else resized
 
 
 #: The factors 0.7, 0.8, ... 2.1 of CCNet's official code for Cityscapes.
 CITYSCAPES_SCALE = RandomScale(0.7, 2.1, 0.1)
+
+
+class RandomMirror(v2.RandomHorizontalFlip):
+    """Mirror the picture left to right, and exchange the classes that have a left and a right.
+
+    Args:
+        p: probability, 0 to 1.
+        mirror_pairs: class indices to exchange, of the data set's `LabelSpace`.
+
+    Example:
+        >>> mirror = RandomMirror(1.0, ((1, 2),))
+        >>> mirror(tv_tensors.Mask(torch.tensor([[0, 1, 1]]))).tolist()
+        [[2, 2, 0]]
+    """
+
+    def __init__(self, p: float = 0.5, mirror_pairs: Sequence[tuple[int, int]] = ()) -> None:
+        super().__init__(p)
+        self.mirror_pairs = tuple(mirror_pairs)
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        flipped = super().transform(inpt, params)
+        if not isinstance(inpt, tv_tensors.Mask) or not self.mirror_pairs:
+            return flipped
+        return tv_tensors.wrap(mirror_labels(flipped.as_subclass(torch.Tensor), self.mirror_pairs), like=flipped)
 
 
 class RandomCropWithin(v2.Transform):
@@ -139,6 +168,33 @@ class RandomCropWithin(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return F.crop(inpt, **params)
+
+
+class RandomCropOnPoint(RandomCropWithin):
+    """Cut a random window out that holds at least one of the picture's points, if it has any.
+
+    All such windows are equally likely; without points, all windows are.
+
+    Example:
+        >>> image = tv_tensors.Image(torch.zeros(3, 40, 60))
+        >>> corner = tv_tensors.KeyPoints(torch.tensor([[59.0, 0.0]]), canvas_size=(40, 60))
+        >>> RandomCropOnPoint((1, 1))(image, corner)[1].tolist()
+        [[0.0, 0.0]]
+    """
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        window = super().make_params(flat_inputs)
+        points = next((inpt for inpt in flat_inputs if isinstance(inpt, tv_tensors.KeyPoints)), None)
+        if points is None or not len(points):
+            return window
+        height, width = v2.query_size(flat_inputs)
+        rows, columns = window["height"], window["width"]
+        holding = torch.zeros(height - rows + 1, width - columns + 1, dtype=torch.bool)
+        for x, y in points.as_subclass(torch.Tensor).round().long().tolist():
+            holding[max(0, y - rows + 1) : y + 1, max(0, x - columns + 1) : x + 1] = True
+        places = holding.nonzero()
+        top, left = places[torch.randint(len(places), ())].tolist()
+        return window | {"top": top, "left": left}
 
 
 class PadTo(v2.Transform):
@@ -172,7 +228,9 @@ class RandomScaleCropFlip:
         crop_size: side of the square, or (rows, columns), that every item comes out with.
         rescale: what resizes the item first; None leaves its size.
         flip_probability: of the horizontal flip, 0 to 1.
+        mirror_pairs: classes that the flip exchanges, of the data set's `LabelSpace`.
         normalize: what the network expects.
+        point_crop: crop where at least one of the item's points is, see `RandomCropOnPoint`.
 
     Raises:
         ValueError: an argument outside its range.
@@ -191,7 +249,9 @@ class RandomScaleCropFlip:
         *,
         rescale: v2.Transform | None = CITYSCAPES_SCALE,
         flip_probability: float = 0.5,
+        mirror_pairs: Sequence[tuple[int, int]] = (),
         normalize: Normalize | None = None,
+        point_crop: bool = False,
     ) -> None:
         rows, columns = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
         if rows < 1 or columns < 1:
@@ -201,15 +261,16 @@ class RandomScaleCropFlip:
         self.transforms = v2.Compose(
             [
                 v2.Identity() if rescale is None else rescale,
-                v2.RandomHorizontalFlip(flip_probability),
-                RandomCropWithin((rows, columns)),
+                RandomMirror(flip_probability, mirror_pairs),
+                (RandomCropOnPoint if point_crop else RandomCropWithin)((rows, columns)),
                 normalize or imagenet_normalize(),
                 PadTo((rows, columns)),
             ]
         )
+        self.mirror_pairs = tuple(mirror_pairs)
 
     def __call__(self, item: SegmentationItem) -> SegmentationItem:
-        return _apply(self.transforms, item)
+        return _apply(self.transforms, item, self.mirror_pairs)
 
 
 class EvaluationTransform:
@@ -231,11 +292,28 @@ class EvaluationTransform:
         return _apply(self.normalize, item)
 
 
-def _apply(transform: v2.Transform, item: SegmentationItem) -> SegmentationItem:
+def _apply(
+    transform: v2.Transform, item: SegmentationItem, mirror_pairs: Sequence[tuple[int, int]] = ()
+) -> SegmentationItem:
     # torchvision tells images from labels by their types. Plain tensors leave, which collate and pickle lightly.
-    image, label = transform(tv_tensors.Image(item["image"]), tv_tensors.Mask(item["label"]))
-    return {
-        "image": image.as_subclass(torch.Tensor).contiguous(),
-        "label": label.as_subclass(torch.Tensor).contiguous(),
-        "name": item["name"],
-    }
+    image, label = tv_tensors.Image(item["image"]), tv_tensors.Mask(item["label"])
+    result: Any = dict(item)
+    if "points" not in result:
+        image, label = transform(image, label)
+    else:
+        points, (height, width) = result["points"], image.shape[-2:]
+        positions = tv_tensors.KeyPoints(points[:, [2, 1]], canvas_size=(height, width))
+        edges = tv_tensors.KeyPoints([[0.0, 0.0], [width - 1.0, 0.0]], canvas_size=(height, width))
+        image, label, positions, edges = transform(image, label, positions, edges)
+        classes = mirror_labels(points[:, 0], mirror_pairs) if edges[0, 0] > edges[1, 0] else points[:, 0]
+        result["points"] = _inside(classes, positions.as_subclass(torch.Tensor), image.shape[-2:])
+    result["image"] = image.as_subclass(torch.Tensor).contiguous()
+    result["label"] = label.as_subclass(torch.Tensor).contiguous()
+    return result
+
+
+def _inside(classes: torch.Tensor, positions: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Points (class, y, x) [N, 3] of those positions (x, y) that lie on a pixel of the picture."""
+    points = torch.stack([classes, positions[:, 1], positions[:, 0]], dim=1)
+    pixels = points[:, 1:].round()
+    return points[((pixels >= 0) & (pixels < torch.tensor(size))).all(dim=1)]

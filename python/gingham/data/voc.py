@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from gingham.data.labels import LabelSpace, bit_interleaved_palette
-from gingham.data.segmentation import FolderSegmentation, ImageFile, Transform, require_folder
-from gingham.errors import DataError
+from gingham.data.name_list import listed_files
+from gingham.data.segmentation import FolderSegmentation, Transform, require_folder
 
 #: Background and the 20 object classes; the border of the objects, 255 in the files, is ignored.
 VOC_LABELS = LabelSpace(
@@ -41,18 +41,19 @@ class VOCSegmentation(FolderSegmentation):
     """A split of VOC 2012 segmentation, in the order of the split's list.
 
     The layout is ``root/JPEGImages/<name>.jpg`` with ``root/SegmentationClass/<name>.png`` and the list of names
-    ``root/ImageSets/Segmentation/<split>.txt``.
+    ``root/ImageSets/Segmentation/<split>.txt``. Images may also end in .jpeg or .png.
 
     Args:
         root: the folder ``VOCdevkit/VOC2012``.
         split: "train", "val", "trainval", "test", or another list in ``ImageSets/Segmentation``.
         labels: the classes.
-        require_labels: whether every image must have its label file.
+        require_labels: whether every image of the list must be there, with its label file. If not, `read` refuses
+            images that are missing, and `gingham.data.check_dataset` lists them.
         transform: applied to each item.
 
     Raises:
-        DataError: a folder or the list is missing, the list is empty, an image that it names is missing, or a required
-            label file is.
+        DataError: a folder or the list is missing, the list is empty, or an image that it names or a label file is
+            missing although labels are required.
 
     Example:
         >>> dataset = VOCSegmentation("/data/VOCdevkit/VOC2012", "train")  # doctest: +SKIP
@@ -76,15 +77,5 @@ class VOCSegmentation(FolderSegmentation):
         if require_labels:
             require_folder(label_folder, "the labels, *.png")
         name_list = root / "ImageSets" / "Segmentation" / f"{split}.txt"
-        if not name_list.is_file():
-            raise DataError(f"{name_list}: no such file, expected the names of the split's images, one a line")
-        files = [
-            ImageFile(images / f"{name}.jpg", label_folder / f"{name}.png", name)
-            for name in name_list.read_text().split()
-        ]
-        if not files:
-            raise DataError(f"{name_list}: no images found, expected the names of the split's images, one a line")
-        for file in files:
-            if not file.image.is_file():
-                raise DataError(f"{file.image}: no such file, but {name_list} names it")
+        files = listed_files(name_list, images, label_folder, require_images=require_labels)
         super().__init__(root, split, labels, files, require_labels=require_labels, transform=transform)

@@ -8,6 +8,7 @@ how many batches were trained.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +18,16 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gingham.data import ADE20K, Cityscapes, CueScenes, SegmentationDataset, VOCSegmentation
 from gingham.data.ade20k import ADE20K_LABELS
+from gingham.data.atr import ATR_LABELS
 from gingham.data.cityscapes import CITYSCAPES_LABELS
-from gingham.data.labels import LabelSpace
-from gingham.data.segmentation import SegmentationItem
+from gingham.data.labels import LabelSpace, bit_interleaved_palette
+from gingham.data.lip import CIHP_LABELS, LIP, LIP_LABELS
+from gingham.data.name_list import read_names
+from gingham.data.pascal_context import PASCAL_CONTEXT_LABELS, PascalContext
+from gingham.data.person_part import PERSON_PART_LABELS
+from gingham.data.person_warp import PersonAugmentation
+from gingham.data.points import PointGenerator, PointSource, WithPoints, collate_points, read_points
+from gingham.data.segmentation import SegmentationItem, Transform
 from gingham.data.transforms import (
     EvaluationTransform,
     Normalize,
@@ -30,9 +38,57 @@ from gingham.data.transforms import (
 )
 from gingham.data.voc import VOC_LABELS
 from gingham.data.wardrobe import CUE_LABELS
+from gingham.data.wardrobe.dolls import DOLL_LABELS, Dolls
+from gingham.data.wardrobe.point_scenes import POINT_SCENE_LABELS, PointScenes
 from gingham.errors import DataError
 
-DatasetName = Literal["wardrobe", "cityscapes", "ade20k", "voc"]
+DatasetName = Literal[
+    "wardrobe",
+    "wardrobe_scales",
+    "wardrobe_points",
+    "wardrobe_dolls",
+    "cityscapes",
+    "ade20k",
+    "voc",
+    "pascal_context",
+    "lip",
+    "cihp",
+    "atr",
+    "person_part",
+]
+
+_READERS: dict[str, Any] = {
+    "cityscapes": Cityscapes,
+    "ade20k": ADE20K,
+    "voc": VOCSegmentation,
+    "pascal_context": PascalContext,
+    "lip": LIP,
+    "cihp": LIP,
+    "atr": LIP,
+    "person_part": LIP,
+}
+
+_LABELS = {
+    "wardrobe": CUE_LABELS,
+    "wardrobe_scales": CUE_LABELS,
+    "wardrobe_points": POINT_SCENE_LABELS,
+    "wardrobe_dolls": DOLL_LABELS,
+    "cityscapes": CITYSCAPES_LABELS,
+    "ade20k": ADE20K_LABELS,
+    "voc": VOC_LABELS,
+    "pascal_context": PASCAL_CONTEXT_LABELS,
+    "lip": LIP_LABELS,
+    "cihp": CIHP_LABELS,
+    "atr": ATR_LABELS,
+    "person_part": PERSON_PART_LABELS,
+}
+
+_NORMALIZATIONS: dict[str, Callable[[], Normalize]] = {
+    "imagenet": imagenet_normalize,
+    "imagenet_bgr": partial(imagenet_normalize, channels="BGR"),
+    "bgr": bgr_mean_normalize,
+}
+
 Position = tuple[int, int]  # (epoch, index)
 
 
@@ -140,21 +196,42 @@ def _own_generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+def _own_labels(names: tuple[str, ...]) -> LabelSpace:
+    pairs = tuple(
+        (names.index(name), names.index(f"right {name.removeprefix('left ')}"))
+        for name in names
+        if name.startswith("left ") and f"right {name.removeprefix('left ')}" in names
+    )
+    return LabelSpace(names, bit_interleaved_palette(len(names)), mirror_pairs=pairs)
+
+
 class SegmentationData(lightning.LightningDataModule):
     """A segmentation data set by name.
 
     Args:
-        name: "wardrobe" (the embedded cue scenes), "cityscapes", "ade20k" or "voc".
-        root: folder of the data set, as its reader wants it; not for "wardrobe".
+        name: of the embedded world "wardrobe" (scenes with a cue), "wardrobe_scales" (garments at three scales),
+            "wardrobe_points" (one labelled pixel an object) or "wardrobe_dolls" (human parsing); or a data set on disk:
+            "cityscapes", "ade20k", "voc", "pascal_context", "lip", "cihp", "atr" or "person_part".
+        root: folder of the data set, as its reader wants it; not for the world.
         batch_size: images in a training batch of one process.
         evaluation_batch_size: images in an evaluation batch.
         crop: side of the training crop, or (rows, columns).
         scales: (low, high, step) of the random scale, or None.
-        normalization: "imagenet" (RGB, mean and standard deviation) or "bgr" (BGR minus mean, as the official weights).
+        augmentation: "crop" (random scale and crop, `gingham.data.transforms.RandomScaleCropFlip`) or "person" (the
+            whole picture scaled and rotated, `gingham.data.person_warp.PersonAugmentation`; it takes no `scales`).
+        flip: probability that a training picture is mirrored.
+        normalization: "imagenet" (RGB, mean and standard deviation), "imagenet_bgr" (the same in the order BGR) or
+            "bgr" (BGR minus mean, as CCNet's official weights).
+        points: what is known of a training picture's labels: all (None), the pixels in a point file
+            (`gingham.data.points`), one drawn pixel "per_class" or "per_region", or "instances", the points of
+            "wardrobe_points".
+        point_crop: cut training crops where at least one point is.
         workers: processes that load data.
-        seed: of order and augmentation, any whole number.
-        lengths: "wardrobe" only: scenes in train, val and test.
-        world_labels: read "cityscapes" files as the embedded world, written with `write_cityscapes`.
+        seed: of order, augmentation and drawn points, any whole number.
+        lengths: the world only: pictures in train, val and test.
+        noise: "wardrobe_dolls" only: whether the labels of the training split are noisy.
+        classes: of the files, where they are not those of `name`: the name of another data set, or names of your own
+            for the values 0, 1, ... of which "left ..." and "right ..." change places in mirrored pictures.
 
     Raises:
         ValueError: a number outside its range.
@@ -169,11 +246,16 @@ class SegmentationData(lightning.LightningDataModule):
         evaluation_batch_size: int = 1,
         crop: int | tuple[int, int] = 769,
         scales: tuple[float, float, float] | None = (0.7, 2.1, 0.1),
-        normalization: Literal["imagenet", "bgr"] = "imagenet",
+        augmentation: Literal["crop", "person"] = "crop",
+        flip: float = 0.5,
+        normalization: Literal["imagenet", "imagenet_bgr", "bgr"] = "imagenet",
+        points: str | None = None,
+        point_crop: bool = False,
         workers: int = 0,
         seed: int = 0,
         lengths: tuple[int, int, int] = (1600, 300, 500),
-        world_labels: bool = False,
+        noise: bool = True,
+        classes: str | tuple[str, ...] | None = None,
     ) -> None:
         super().__init__()
         for option, value, least in (
@@ -184,14 +266,40 @@ class SegmentationData(lightning.LightningDataModule):
         ):
             if value < least:
                 raise ValueError(f"{option} must be {least} or more, got {value}")
+        if augmentation not in ("crop", "person"):
+            raise ValueError(f"augmentation must be 'crop' or 'person', got {augmentation!r}")
+        if normalization not in _NORMALIZATIONS:
+            raise ValueError(f"normalization must be one of {', '.join(_NORMALIZATIONS)}, got {normalization!r}")
+        if name not in _LABELS:
+            raise ValueError(f"name must be one of {', '.join(_LABELS)}, got {name!r}")
+        if isinstance(classes, str) and classes not in _LABELS:
+            raise ValueError(f"classes must be names of your own or one of {', '.join(_LABELS)}, got {classes!r}")
+        if points is not None and augmentation == "person":
+            raise ValueError("points cannot be augmented with augmentation 'person'; take 'crop'")
+        if points == "instances" and name != "wardrobe_points":
+            raise ValueError(f"points 'instances' are those of wardrobe_points, got them for {name}")
         self.name: DatasetName = name
         self.root, self.seed, self.workers = root, seed, workers
         self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
-        self.lengths, self.world_labels = dict(zip(("train", "val", "test"), lengths, strict=True)), world_labels
-        normalize: Normalize = imagenet_normalize() if normalization == "imagenet" else bgr_mean_normalize()
-        rescale = RandomScale(*scales) if scales else None
+        self.lengths, self.noise = dict(zip(("train", "val", "test"), lengths, strict=True)), noise
+        self.points = points
+        named = classes is None or isinstance(classes, str)
+        self.labels: LabelSpace = _LABELS[str(classes or name)] if named else _own_labels(tuple(classes or ()))
+        normalize = _NORMALIZATIONS[normalization]()
         crop_size = crop if isinstance(crop, int) else (crop[0], crop[1])
-        self.augment = RandomScaleCropFlip(crop_size, rescale=rescale, normalize=normalize)
+        pairs = self.labels.mirror_pairs
+        self.augment: Transform = (
+            PersonAugmentation(crop_size, flip_probability=flip, mirror_pairs=pairs, normalize=normalize)
+            if augmentation == "person"
+            else RandomScaleCropFlip(
+                crop_size,
+                rescale=RandomScale(*scales) if scales else None,
+                flip_probability=flip,
+                mirror_pairs=pairs,
+                normalize=normalize,
+                point_crop=point_crop,
+            )
+        )
         self.evaluate = EvaluationTransform(normalize=normalize)
         self._datasets: dict[str, SegmentationDataset] = {}
         self._trained_before = 0  # batches, when the run was interrupted
@@ -209,35 +317,66 @@ class SegmentationData(lightning.LightningDataModule):
             DataError: a folder is missing, or an image has no label although `require_labels`.
         """
         transform = self.augment if split == "train" else self.evaluate
-        if self.name == "wardrobe":
-            return CueScenes(split, self.lengths[split], cache=True, transform=transform)
-        root = self._root()
-        if self.name == "cityscapes":
-            labels = CUE_LABELS if self.world_labels else CITYSCAPES_LABELS
-            return Cityscapes(root, split, labels=labels, require_labels=require_labels, transform=transform)
-        if self.name == "ade20k":
-            split = "training" if split == "train" else "validation"
-            return ADE20K(root, split, require_labels=require_labels, transform=transform)
-        split = "train" if split == "train" else "val"
-        return VOCSegmentation(root, split, require_labels=require_labels, transform=transform)
+        dataset = (
+            self._world(split, transform)
+            if self.name not in _READERS
+            else self._files(split, require_labels, transform)
+        )
+        return WithPoints(dataset, self._points(dataset)) if self.points and split == "train" else dataset
+
+    def _world(self, split: str, transform: Transform) -> SegmentationDataset:
+        length = self.lengths[split]
+        if self.name == "wardrobe_dolls":
+            return Dolls(split, length, noise=self.noise and split == "train", cache=True, transform=transform)
+        if self.name == "wardrobe_points":
+            return PointScenes(split, length, transform=transform)
+        if self.name == "wardrobe_scales":
+            return ScaleScenes(split, length, cache=True, transform=transform)
+        return CueScenes(split, length, cache=True, transform=transform)
+
+    def _files(self, split: str, require_labels: bool, transform: Transform) -> SegmentationDataset:
+        reader = _READERS[self.name]
+        if not self._has_test_split() and split == "test":
+            split = "val"
+        return reader(self._root(), split, labels=self.labels, require_labels=require_labels, transform=transform)
+
+    def _points(self, dataset: SegmentationDataset) -> PointSource:
+        match self.points:
+            case "per_class" | "per_region" as rule:
+                return PointGenerator(rule, seed=abs(self.seed))
+            case "instances":
+                assert isinstance(dataset, PointScenes)
+                return dataset.points
+            case file:
+                assert file is not None
+                return read_points(file)
 
     def _root(self) -> Path:
         if self.root is None:
             raise DataError(f"data.root is not set: give the folder of {self.name} with --data.root DIR")
         return Path(self.root)
 
+    def _has_test_split(self) -> bool:
+        """Whether there is a test split. Published ones but that of Cityscapes count only where they have labels."""
+        if self.name not in _READERS:
+            return True
+        root = self._root()
+        if self.name == "cityscapes":
+            return (root / "leftImg8bit" / "test").is_dir()
+        if self.name in ("voc", "pascal_context"):
+            kind = {"voc": "", "pascal_context": "Context"}[self.name]
+            lists = root / "ImageSets" / f"Segmentation{kind}" / "test.txt"
+            labels = root / f"SegmentationClass{kind}"
+            return lists.is_file() and (labels / f"{read_names(lists)[0]}.png").is_file()
+        return self.name != "ade20k" and (root / "test_segmentations").is_dir()
+
     def splits(self) -> tuple[str, ...]:
-        """The splits that have images of their own: "test" is the validation split of ADE20K and VOC."""
-        if self.name == "wardrobe" or (self.name == "cityscapes" and (self._root() / "leftImg8bit" / "test").is_dir()):
-            return ("train", "val", "test")
-        return ("train", "val")
+        """The splits that have images of their own; "test" is the validation split of the other data sets."""
+        return ("train", "val", "test") if self._has_test_split() else ("train", "val")
 
     def label_space(self) -> LabelSpace:
         """The classes, known without opening the data set."""
-        if self.name == "wardrobe" or self.world_labels:
-            return CUE_LABELS
-        spaces = {"cityscapes": CITYSCAPES_LABELS, "ade20k": ADE20K_LABELS, "voc": VOC_LABELS}
-        return spaces[self.name]
+        return self.labels
 
     def setup(self, stage: str) -> None:
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ()):
@@ -262,7 +401,10 @@ class SegmentationData(lightning.LightningDataModule):
         if len(batches) == 0:
             raise DataError(f"the train split has {len(dataset)} images, fewer than one batch of all processes needs")
         items: Any = SeededItems(dataset, self.seed)
-        return DataLoader(items, batch_sampler=batches, num_workers=self.workers, generator=_own_generator())
+        collate = collate_points if self.points else None
+        return DataLoader(
+            items, batch_sampler=batches, num_workers=self.workers, generator=_own_generator(), collate_fn=collate
+        )
 
     def _evaluation_loader(self, split: str) -> DataLoader[SegmentationItem]:
         rank, world_size = self._process()

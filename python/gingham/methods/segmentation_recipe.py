@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gingham.errors import CheckpointError, DataError
-from gingham.metrics import BoundaryMeter, SegmentationMeter, SegmentationScores
+from gingham.metrics import BoundaryMeter, BoundaryScores, SegmentationMeter, SegmentationScores
 from gingham.nn.inference import multi_scale_flip, sliding_window, whole_image
 
 
@@ -96,7 +96,7 @@ class SegmentationRecipe(lightning.LightningModule, ABC):
             raise ValueError(f"tile must be 1 pixel or more, got {tile}")
         if not scales or not all(0 < scale < math.inf for scale in scales):
             raise ValueError(f"scales must be one or more numbers above 0, got {tuple(scales)}")
-        self.network = network_class(**{**network, "backbone_weights": None})
+        self.network: Any = network_class(**{**network, "backbone_weights": None})
         self.network_class, self.network_options = network_class, dict(network)
         self.num_classes = int(network.get("num_classes", valid["num_classes"].default))
         if not all(0 <= index < self.num_classes for index in report_classes):
@@ -120,6 +120,7 @@ class SegmentationRecipe(lightning.LightningModule, ABC):
         self.mirror_pairs: tuple[tuple[int, int], ...] = ()
         #: Of "val" and "test", from the last evaluation.
         self.scores: dict[str, SegmentationScores] = {}
+        self.boundary_scores: dict[str, BoundaryScores] = {}
         #: Gives refined labels for a batch; set by a callback such as self-correction.
         self.refine: Callable[[Any], Refinement | None] | None = None
         self._random_states: dict[str, Tensor] = {}
@@ -258,8 +259,9 @@ class SegmentationRecipe(lightning.LightningModule, ABC):
             self.log(f"{split}_focus_iou", focus, prog_bar=True)
         if split in self.boundary_meters:
             boundary = self.boundary_meters[split]
-            self.log(f"{split}_boundary_iou", boundary.compute().mean)  # type: ignore[operator]
+            self.boundary_scores[split] = boundary.compute()  # type: ignore[operator]
             boundary.reset()  # type: ignore[operator]
+            self.log(f"{split}_boundary_iou", self.boundary_scores[split].mean)
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
         self.evaluate(batch, "val")

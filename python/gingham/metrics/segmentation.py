@@ -16,6 +16,7 @@ class SegmentationScores(NamedTuple):
     iou: Tensor  # [K], NaN for classes left out of the mean
     pixel_accuracy: Tensor  # scalar, share of correct pixels
     mean_accuracy: Tensor  # scalar, mean over classes of the share of correct pixels
+    accuracy: Tensor  # [K], share of each class's pixels that are correct, NaN for classes left out of its mean
     labelled_pixels: Tensor  # scalar, how many pixels counted; no score means anything where there are none
 
 
@@ -88,5 +89,11 @@ class SegmentationMeter(Metric):
             iou = iou.masked_fill(union == 0, torch.nan)
             accuracy = accuracy.masked_fill(labelled == 0, torch.nan)
         pixel_accuracy = hits.sum() / confusion.sum().clamp(min=1)
-        scores = (iou.nanmean().float(), iou.float(), pixel_accuracy.float(), accuracy.nanmean().float())
-        return SegmentationScores(*scores, self.confusion.sum())
+        return SegmentationScores(
+            miou=iou.nanmean().float(),
+            iou=iou.float(),
+            pixel_accuracy=pixel_accuracy.float(),
+            mean_accuracy=accuracy.nanmean().float(),
+            accuracy=accuracy.float(),
+            labelled_pixels=self.confusion.sum(),
+        )

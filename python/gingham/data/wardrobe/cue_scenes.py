@@ -7,17 +7,12 @@ many trousers) is drawn without regard to the cue, so that the cue's pixels alon
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from gingham.data.cityscapes import CITYSCAPES_LABELS
 from gingham.data.labels import LabelSpace
-from gingham.data.segmentation import SegmentationDataset, SegmentationItem, Transform
-from gingham.data.wardrobe.assets import load_wardrobe, sample_generator, split_number
-from gingham.data.wardrobe.garments import Category, Garment, cut_garment, paint, random_background, random_tint
+from gingham.data.segmentation import Transform
+from gingham.data.wardrobe.assets import load_wardrobe, sample_generator
+from gingham.data.wardrobe.composition import ComposedScenes, Composition, Scene
+from gingham.data.wardrobe.garments import Category, cut_garment, random_tint
 
 #: Classes of the cue scenes; in files they borrow the first Cityscapes ids, so that the plain reader takes them. Tops
 #: are one class: telling a shirt from a pullover is hard at this size and has nothing to do with context.
@@ -51,28 +46,7 @@ _FEWEST_TROUSERS, _MOST_TROUSERS = 2, 4
 _GARMENT_SIDES = (14 / 64, 20 / 64)  # of the picture's side
 
 
-@dataclass(frozen=True)
-class Instance:
-    """One garment of a scene: what it is, its class index, its box and which pixels of the picture it covers."""
-
-    category: Category
-    label: int
-    box: tuple[int, int, int, int]  # top, left, bottom, right; the last two exclusive
-    mask: NDArray[np.bool_]  # [size, size]
-
-
-@dataclass(frozen=True)
-class CueScene:
-    """A composed scene: `image` [size, size, 3] uint8, `label` [size, size] uint8, and its garments, the cue first."""
-
-    image: NDArray[np.uint8]
-    label: NDArray[np.uint8]
-    instances: tuple[Instance, ...]
-
-
-def make_cue_scene(
-    split: str, index: int, *, size: int = 64, garments: int = 8, cue: Category | None = None
-) -> CueScene:
+def make_cue_scene(split: str, index: int, *, size: int = 64, garments: int = 8, cue: Category | None = None) -> Scene:
     """Compose sample `index` of a split.
 
     Args:
@@ -84,7 +58,7 @@ def make_cue_scene(
             in the scene but the class of the trousers stays as it is.
 
     Returns:
-        The scene.
+        The scene; its first instance is the cue.
 
     Example:
         >>> scene = make_cue_scene("train", 0)
@@ -92,67 +66,36 @@ def make_cue_scene(
         ((64, 64, 3), 8)
     """
     rng = sample_generator(split, index)
-    wardrobe = load_wardrobe(split)
-    pieces = wardrobe.garments.shape[1]
-    canvas = random_background(rng, wardrobe, size)
-    label = np.zeros((size, size), np.uint8)
-    taken = np.zeros((size, size), bool)
-    instances: list[Instance] = []
+    composition = Composition(rng, load_wardrobe(split), size)
 
     def side() -> int:
         low, high = (round(share * size) for share in _GARMENT_SIDES)
         return int(rng.integers(low, high + 1))
 
-    def add(category: Category, class_index: int, garment: Garment, top: int, left: int) -> None:
-        height, width = garment.alpha.shape
-        paint(canvas, garment, random_tint(rng), top, left)
-        mask = np.zeros((size, size), bool)
-        mask[top : top + height, left : left + width] = garment.mask
-        label[mask] = class_index
-        instances.append(Instance(category, class_index, (top, left, top + height, left + width), mask))
-
     # The cue. Both candidates are drawn, and the square kept free for it fits either, so that what follows is the same
     # whichever of them is shown.
-    candidates = {category: int(rng.integers(pieces)) for category in _CUES}
+    candidates = {category: composition.random_piece() for category in _CUES}
     drawn = _CUES[rng.integers(2)]
     shown = drawn if cue is None else cue
     cue_side = side()
-    cue_garment = cut_garment(wardrobe, shown, candidates[shown], cue_side)
+    garment = cut_garment(composition.wardrobe, shown, candidates[shown], cue_side)
     top, left = (int(place) for place in rng.integers(size - cue_side + 1, size=2))
-    taken[top : top + cue_side, left : left + cue_side] = True
-    height, width = cue_garment.alpha.shape
-    add(shown, _CLASS[shown], cue_garment, top + (cue_side - height) // 2, left + (cue_side - width) // 2)
+    composition.reserve(top, left, cue_side, cue_side)
+    height, width = garment.alpha.shape
+    place = (top + (cue_side - height) // 2, left + (cue_side - width) // 2)
+    composition.add(shown, _CLASS[shown], garment, random_tint(rng), *place)
 
     # Then the trousers, which are to be found in every scene, then garments that mean nothing.
     trousers = int(rng.integers(_FEWEST_TROUSERS, min(_MOST_TROUSERS, garments - 2) + 1))
     for number in range(garments - 1):
         category = Category.TROUSERS if number < trousers else _DISTRACTORS[rng.integers(len(_DISTRACTORS))]
         class_index = _TROUSERS[shown] if category == Category.TROUSERS else _CLASS[category]
-        position, length = int(rng.integers(pieces)), side()
-        garment = cut_garment(wardrobe, category, position, length)
-        free = _free_places(taken, *garment.alpha.shape)
-        while not len(free):  # a crowded scene: the garment shrinks until it fits
-            length -= 1
-            garment = cut_garment(wardrobe, category, position, length)
-            free = _free_places(taken, *garment.alpha.shape)
-        top, left = (int(place) for place in free[rng.integers(len(free))])
-        height, width = garment.alpha.shape
-        taken[top : top + height, left : left + width] = True
-        add(category, class_index, garment, top, left)
-
-    image = np.clip(np.round(canvas), 0, 255).astype(np.uint8)
-    return CueScene(image, label, tuple(instances))
+        garment, top, left = composition.fit(category, composition.random_piece(), side())
+        composition.add(category, class_index, garment, random_tint(rng), top, left)
+    return composition.scene()
 
 
-def _free_places(taken: NDArray[np.bool_], height: int, width: int) -> NDArray[np.intp]:
-    """The upper left corners [n, 2] at which a box of that size touches no taken pixel."""
-    sums = np.zeros((taken.shape[0] + 1, taken.shape[1] + 1), np.int32)
-    sums[1:, 1:] = taken.cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32)
-    inside = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
-    return np.argwhere(inside == 0)
-
-
-class CueScenes(SegmentationDataset):
+class CueScenes(ComposedScenes):
     """The cue-object task: the class of the trousers depends on whether a bag or a boot is anywhere in the picture.
 
     Args:
@@ -187,34 +130,10 @@ class CueScenes(SegmentationDataset):
         cache: bool = False,
         transform: Transform | None = None,
     ) -> None:
-        split_number(split)
-        if length < 0:
-            raise ValueError(f"length must be 0 or above, got {length}")
-        if size < 32:
-            raise ValueError(f"size must be 32 or above, got {size}")
         if not 4 <= garments <= 10:
             raise ValueError(f"garments must be 4 to 10, got {garments}")
-        super().__init__(split, CUE_LABELS, transform)
-        self.length = length
-        self.size = size
         self.garments = garments
-        self._kept: tuple[torch.Tensor, torch.Tensor] | None = None
-        if cache:
-            images = torch.empty((length, 3, size, size), dtype=torch.uint8)
-            labels = torch.empty((length, size, size), dtype=torch.uint8)
-            for index in range(length):
-                images[index], labels[index] = self._compose(index)
-            self._kept = images, labels
+        super().__init__(split, length, CUE_LABELS, size=size, cache=cache, transform=transform)
 
-    def __len__(self) -> int:
-        return self.length
-
-    def _compose(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        scene = make_cue_scene(self.split, index, size=self.size, garments=self.garments)
-        return torch.from_numpy(scene.image).permute(2, 0, 1).contiguous(), torch.from_numpy(scene.label)
-
-    def read(self, index: int) -> SegmentationItem:
-        image, label = self._compose(index) if self._kept is None else (kept[index] for kept in self._kept)
-        name = f"wardrobe_{self.split}_{index:06d}"
-        # Copies: a transform may work in place, and must not reach what is kept.
-        return {"image": image.clone(), "label": label.to(torch.int64), "name": name}
+    def compose(self, index: int) -> Scene:
+        return make_cue_scene(self.split, index, size=self.size, garments=self.garments)

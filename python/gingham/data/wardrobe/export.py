@@ -1,4 +1,9 @@
-"""Scenes written to disk in the published layouts, so that methods train on them through the readers of users' data."""
+"""Scenes written to disk in the published layouts, so that methods train on them through the readers of users' data.
+
+Pictures are written as PNG even where the layout has JPEG, which would change their pixels; the readers take both.
+Labels are written as the file values of the data set's label space. Given that label space, the reader of the layout
+yields the same items in the same order.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +12,16 @@ from pathlib import Path
 from PIL import Image
 
 from gingham.data.cityscapes import IMAGE_SUFFIX, LABEL_SUFFIX
-from gingham.data.segmentation import SegmentationDataset
+from gingham.data.labels import LabelSpace
+from gingham.data.name_list import IMAGE_SUFFIXES
+from gingham.data.segmentation import SegmentationDataset, SegmentationItem
 from gingham.errors import DataError
 
 _CITY = "wardrobe"
 
 
 def write_cityscapes(root: str | Path, scenes: SegmentationDataset) -> None:
-    """Write a split in the Cityscapes layout.
-
-    Labels are written as the file values of the data set's label space. `gingham.data.cityscapes.Cityscapes` then
-    yields the same items in the same order, given that label space for the names of the classes.
+    """Write a split in the layout that `gingham.data.cityscapes.Cityscapes` reads.
 
     Args:
         root: the folder to hold ``leftImg8bit`` and ``gtFine``, made where missing. Other splits in it stay.
@@ -36,16 +40,98 @@ def write_cityscapes(root: str | Path, scenes: SegmentationDataset) -> None:
     """
     images = Path(root) / "leftImg8bit" / scenes.split / _CITY
     labels = Path(root) / "gtFine" / scenes.split / _CITY
-    items = [scenes.read(index) for index in range(len(scenes))]
-    strangers = {path.name for path in images.glob(f"*{IMAGE_SUFFIX}")} - {
-        item["name"] + IMAGE_SUFFIX for item in items
-    }
+    items = _read_all(scenes)
+    _refuse_others(images, (IMAGE_SUFFIX,), {item["name"] + IMAGE_SUFFIX for item in items})
+    _write_pairs(items, scenes.labels, images, labels, IMAGE_SUFFIX, LABEL_SUFFIX)
+
+
+def write_lip(root: str | Path, scenes: SegmentationDataset) -> None:
+    """Write a split in the layout that `gingham.data.lip.LIP` reads.
+
+    Args:
+        root: the folder to hold ``<split>_images``, ``<split>_segmentations`` and ``<split>_id.txt``, made where
+            missing. Other splits in it stay.
+        scenes: what to write.
+
+    Raises:
+        DataError: the split's folder holds images that are not of these scenes.
+
+    Example:
+        >>> import tempfile
+        >>> from gingham.data.lip import LIP
+        >>> from gingham.data.wardrobe.dolls import DOLL_LABELS, Dolls
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     write_lip(root, Dolls("val", 2))
+        ...     [item["name"] for item in LIP(root, "val", labels=DOLL_LABELS)]
+        ['doll_val_000000', 'doll_val_000001']
+    """
+    images = Path(root) / f"{scenes.split}_images"
+    labels = Path(root) / f"{scenes.split}_segmentations"
+    items = _read_all(scenes)
+    _refuse_others(images, IMAGE_SUFFIXES, {f"{item['name']}.png" for item in items})
+    _write_pairs(items, scenes.labels, images, labels)
+    _write_names(Path(root) / f"{scenes.split}_id.txt", items)
+
+
+def write_voc(root: str | Path, scenes: SegmentationDataset) -> None:
+    """Write a split in the layout that `gingham.data.voc.VOCSegmentation` reads.
+
+    Args:
+        root: the folder to hold ``JPEGImages``, ``SegmentationClass`` and ``ImageSets/Segmentation``, made where
+            missing. Other splits in it stay.
+        scenes: what to write.
+
+    Raises:
+        DataError: the list of another split names one of these scenes, whose files would be overwritten.
+
+    Example:
+        >>> import tempfile
+        >>> from gingham.data import CueScenes, VOCSegmentation
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     write_voc(root, CueScenes("val", 2))
+        ...     [item["name"] for item in VOCSegmentation(root, "val", labels=CueScenes("val", 0).labels)]
+        ['wardrobe_val_000000', 'wardrobe_val_000001']
+    """
+    images, labels = Path(root) / "JPEGImages", Path(root) / "SegmentationClass"
+    name_list = Path(root) / "ImageSets" / "Segmentation" / f"{scenes.split}.txt"
+    items = _read_all(scenes)
+    names = {item["name"] for item in items}
+    for other in sorted(set(name_list.parent.glob("*.txt")) - {name_list}):  # the splits share the folder of images
+        taken = names.intersection(other.read_text(encoding="utf-8").splitlines())
+        if taken:
+            raise DataError(f"{other}: names {min(taken)} too, which would be overwritten; choose an empty folder")
+    _write_pairs(items, scenes.labels, images, labels)
+    _write_names(name_list, items)
+
+
+def _read_all(scenes: SegmentationDataset) -> list[SegmentationItem]:
+    return [scenes.read(index) for index in range(len(scenes))]
+
+
+def _refuse_others(folder: Path, suffixes: tuple[str, ...], ours: set[str]) -> None:
+    """Refuse a folder with images that are not ours: a reader may take them for ours."""
+    strangers = {path.name for suffix in suffixes for path in folder.glob(f"*{suffix}")} - ours
     if strangers:
         raise DataError(
-            f"{images}: holds {len(strangers)} other images, such as {min(strangers)}; choose an empty folder"
+            f"{folder}: holds {len(strangers)} other images, such as {min(strangers)}; choose an empty folder"
         )
+
+
+def _write_pairs(
+    items: list[SegmentationItem],
+    space: LabelSpace,
+    images: Path,
+    labels: Path,
+    image_suffix: str = ".png",
+    label_suffix: str = ".png",
+) -> None:
     images.mkdir(parents=True, exist_ok=True)
     labels.mkdir(parents=True, exist_ok=True)
     for item in items:
-        Image.fromarray(item["image"].permute(1, 2, 0).numpy()).save(images / f"{item['name']}{IMAGE_SUFFIX}")
-        Image.fromarray(scenes.labels.encode(item["label"])).save(labels / f"{item['name']}{LABEL_SUFFIX}")
+        Image.fromarray(item["image"].permute(1, 2, 0).numpy()).save(images / f"{item['name']}{image_suffix}")
+        Image.fromarray(space.encode(item["label"])).save(labels / f"{item['name']}{label_suffix}")
+
+
+def _write_names(path: Path, items: list[SegmentationItem]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{item['name']}\n" for item in items), encoding="utf-8")

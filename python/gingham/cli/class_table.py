@@ -1,0 +1,54 @@
+"""The scores of each class after an evaluation, printed and as a file."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gingham.methods.segmentation_recipe import SegmentationRecipe
+
+Row = Mapping[str, str]
+
+
+def class_table(recipe: SegmentationRecipe, split: str, names: Sequence[str]) -> list[Row]:
+    """One row for each class and one for their mean, in percent; "-" where a class occurs nowhere.
+
+    Args:
+        recipe: after an evaluation.
+        split: "val" or "test".
+        names: of the classes.
+    """
+    scores = recipe.scores[split]
+    columns = {
+        "IoU": [*scores.iou.tolist(), scores.miou.item()],
+        "accuracy": [*scores.accuracy.tolist(), scores.mean_accuracy.item()],
+    }
+    if split in recipe.boundary_scores:
+        boundary = recipe.boundary_scores[split]
+        columns["boundary IoU"] = [*boundary.iou.tolist(), boundary.mean.item()]
+    return [
+        {"class": name} | {title: _percent(values[index]) for title, values in columns.items()}
+        for index, name in enumerate([*names, "mean"])
+    ]
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.2f}"
+
+
+def print_class_table(rows: Sequence[Row]) -> None:
+    """Print the table in columns, names to the left and figures to the right."""
+    widths = {title: max(len(title), *(len(row[title]) for row in rows)) for title in rows[0]}
+    for row in [{title: title for title in widths}, *rows]:
+        aligned = {title: str.ljust if title == "class" else str.rjust for title in widths}
+        print("  ".join(aligned[title](row[title], width) for title, width in widths.items()))
+
+
+def write_class_table(path: Path, rows: Sequence[Row]) -> None:
+    """Write the table as CSV."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,83 @@
+"""What each method claims on the embedded world: its arms, what is measured, and which arm must beat which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+_NETWORK = "model.init_args.network."
+
+
+class Score:
+    """A figure of the table: its title, and the metric under ``test_`` that it shows, times `factor`."""
+
+    def __init__(self, title: str, metric: str, factor: float = 100.0) -> None:
+        self.title, self.metric, self.factor = title, metric, factor
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The claim that an arm's first score beats that of another with the same seed by at least `floor`, or no claim."""
+
+    arm: str
+    baseline: str
+    floor: float | None = None
+    statistic: Literal["mean", "median"] = "mean"
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm} - {self.baseline}"
+
+
+@dataclass(frozen=True)
+class Length:
+    """What a shorter demo changes: the data set's lengths (train, val, test), options by their paths, and the arms."""
+
+    lengths: tuple[int, int, int] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    arms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A method on the embedded world, against its own baseline.
+
+    Args:
+        title: for the report.
+        config: the packaged configuration that every arm begins with.
+        arms: by name, the options that differ, by their paths in the configuration.
+        scores: what is measured; the first is what arms are compared by.
+        comparisons: which arm is to beat which.
+        bounds: arms that see more than the method may, and show what could be had at best.
+        course: a metric whose values during training are reported, or None.
+        quick: minutes; by default the whole demo.
+        smoke: seconds, to see that it runs.
+    """
+
+    title: str
+    config: str
+    arms: Mapping[str, Mapping[str, Any]]
+    scores: tuple[Score, ...]
+    comparisons: tuple[Comparison, ...]
+    smoke: Length
+    quick: Length = Length()
+    bounds: tuple[str, ...] = ()
+    course: str | None = None
+
+
+DEMOS = {
+    "ccnet": Demo(
+        title="CCNet on the cue scenes",
+        config="ccnet_world",
+        arms={f"R={loops}": {_NETWORK + "loops": loops} for loops in (0, 1, 2)},
+        scores=(Score("trousers-IoU", "focus_iou"), Score("mIoU", "miou")),
+        comparisons=(
+            Comparison("R=1", "R=0", floor=8.0),
+            Comparison("R=2", "R=1", floor=10.0, statistic="median"),
+            Comparison("R=2", "R=0"),
+        ),
+        quick=Length((1600, 300, 300), {"trainer.max_epochs": 6}, ("R=0", "R=2")),
+        smoke=Length((64, 16, 16), {"trainer.max_epochs": 1}, ("R=0", "R=2")),
+    ),
+}

@@ -1,0 +1,310 @@
+"""Self-correction: models of restart cycles are averaged, and the average mixes its predictions into the labels.
+
+Paper: Li et al., Self-Correction for Human Parsing, https://arxiv.org/abs/1910.09777, with the official code.
+
+for each epoch:
+    learning rate: warm-up, one cosine descent, from epoch `start` on a short cosine descent for each cycle
+    train, in the cycles on labels refined by the average: (1 - alpha) prediction + alpha label, alpha = 1 / (cycle + 1)
+    at the start and after every cycle:
+        average <- mean of the weights at these moments
+        estimate its batch-norm statistics anew by one pass over the training data
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gingham.data.segmentation import SegmentationDataset, write_label
+from gingham.errors import DataError
+from gingham.methods.schp.objective import refined_labels
+from gingham.methods.schp.schedule import cycles_after, cyclical_rate
+from gingham.methods.segmentation_recipe import Refinement, SegmentationRecipe
+from gingham.nn.segmentation_loss import upsample_logits
+
+
+class SelfCorrection(Callback):
+    """Trains any `SegmentationRecipe` in cycles, averages their weights and refines the labels.
+
+    When training ends, the recipe's network has the weights of the average. On the way, the average of each cycle is
+    written as ``checkpoints/cycle_N.ckpt`` of the run and evaluated as ``val_average_miou``, beside the ``val_miou`` of
+    the network in training. Everything that a killed run needs to go on is in its checkpoints.
+
+    Args:
+        start: epochs before the first average, 1 or more.
+        cycle: epochs in a cycle, 1 or more.
+        warmup: epochs in which the learning rate rises at the beginning, 0 to `start`.
+        lowest: factor on the recipe's learning rate at the end of a descent, 0 to 1.
+        peak: factor on the recipe's learning rate at the beginning of a cycle, 0 to 1.
+        schedule: False leaves the learning rate to the recipe.
+        average_weights: False takes the weights of the latest cycle in place of the mean.
+        refine_labels: False trains on the given labels in the cycles too.
+        estimate_batch_norm: False leaves the average the batch-norm statistics of the first weights.
+        labels_dir: where the refined labels of each cycle are written, as label images of the data set's own values, so
+            that people can look at them; by default beside the data set, in a folder of its name and "-refined", or for
+            the embedded world in the folder of the run. The given labels are never touched. It must not hold labels of
+            another run.
+        write_labels: False writes no files.
+
+    Raises:
+        ValueError: an argument outside its range.
+
+    Source: the paper and its official code: `start` 100 and `cycle` 10 of 150 epochs, `warmup` 10, `lowest` 1 %, `peak`
+    one half. That labels are refined for each batch, and not once a cycle, is the official code's simplification.
+    Where the recipe has ``semantics = "official"``, prediction and label are mixed before the softmax, and the average
+    predicts in training mode, as the official code has it.
+    """
+
+    def __init__(
+        self,
+        start: int = 100,
+        cycle: int = 10,
+        warmup: int = 10,
+        lowest: float = 0.01,
+        peak: float = 0.5,
+        schedule: bool = True,
+        average_weights: bool = True,
+        refine_labels: bool = True,
+        estimate_batch_norm: bool = True,
+        labels_dir: str | None = None,
+        write_labels: bool = True,
+    ) -> None:
+        for name, value, least in (("start", start, 1), ("cycle", cycle, 1), ("warmup", warmup, 0)):
+            if value < least:
+                raise ValueError(f"{name} must be {least} or more, got {value}")
+        if warmup > start:
+            raise ValueError(f"warmup must be at most start {start}, got {warmup}")
+        for name, share in (("lowest", lowest), ("peak", peak)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must be 0 to 1, got {share}")
+        self.start, self.cycle, self.warmup, self.lowest, self.peak = start, cycle, warmup, lowest, peak
+        self.schedule, self.average_weights, self.refine_labels = schedule, average_weights, refine_labels
+        self.estimate_batch_norm = estimate_batch_norm
+        self.labels_dir, self.write_labels = labels_dir, write_labels and refine_labels
+        self.count = 0  # snapshots in the average
+        self.average: nn.Module | None = None
+        self._loaded: dict[str, Tensor] | None = (
+            None  # the average of a checkpoint, until there is a network to hold it
+        )
+
+    # ------------------------------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "average": None if self.average is None else self.average.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.count, self._loaded = state_dict["count"], state_dict["average"]
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not isinstance(pl_module, SegmentationRecipe):
+            raise DataError(f"self-correction works with segmentation recipes, got {type(pl_module).__name__}")
+        if self._loaded is not None:
+            self.average = _teacher(pl_module)
+            self.average.load_state_dict(self._loaded)
+            self._loaded = None
+        if self.write_labels and trainer.ckpt_path is None:
+            folder = self._labels_folder(trainer)
+            if folder.is_dir() and any(folder.iterdir()):
+                raise DataError(
+                    f"{folder}: holds refined labels of another run; delete them, or name another folder as labels_dir"
+                )
+        pl_module.refine = self._refine
+        self._official = getattr(pl_module, "semantics", "corrected") == "official"
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if not self.schedule:
+            return
+        factor = cyclical_rate(
+            trainer.current_epoch,
+            peak=1.0,
+            low=self.lowest,
+            warmup=self.warmup,
+            start=self.start,
+            cycle=self.cycle,
+            cycle_peak=self.peak,
+        )
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+
+    def _refine(self, batch: Any) -> Refinement | None:
+        if self.average is None or not self.refine_labels:
+            return None
+        alpha = 1 / (self.count + 1)
+        self.average.train(self._official)
+        with torch.no_grad():
+            output: Any = self.average(batch["image"].contiguous(memory_format=torch.channels_last))
+            logits = upsample_logits(output.logits, batch["label"].shape[-2:])
+            labels = refined_labels(logits, batch["label"], alpha, blend=self._blend)
+        return Refinement(labels, output, alpha)
+
+    @property
+    def _blend(self) -> Any:
+        return "logits" if self._official else "probabilities"
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        assert isinstance(pl_module, SegmentationRecipe)
+        # A run that is resumed at the very end of an epoch comes here a second time.
+        if self.count >= cycles_after(trainer.current_epoch + 1, start=self.start, cycle=self.cycle):
+            return
+        if self.average is None:
+            self.average = _teacher(pl_module)
+        share = 1 / (self.count + 1) if self.average_weights else 1.0
+        average_parameters(self.average, pl_module.network, share)
+        self.count += 1
+        if self.estimate_batch_norm:
+            with torch.random.fork_rng(devices=[pl_module.device] if pl_module.device.type == "cuda" else []):
+                torch.manual_seed(self.count)  # of dropout
+                estimate_batch_norm(self.average, _images(trainer.train_dataloader, pl_module.device))
+        self.average.eval()
+        student, pl_module.network = pl_module.network, self.average
+        try:
+            self._evaluate(trainer, pl_module)
+            self._save(trainer)
+            if self.write_labels:
+                self._write_labels(trainer, pl_module)
+        finally:
+            pl_module.network = student
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self.average is not None:
+            assert isinstance(pl_module, SegmentationRecipe)
+            pl_module.network.load_state_dict(self.average.state_dict())
+
+    # ------------------------------------------------------------------------------------------ after a cycle
+
+    def _evaluate(self, trainer: lightning.Trainer, pl_module: SegmentationRecipe) -> None:
+        """Log the mean IoU of the average, which is in the place of the recipe's network, on the validation split."""
+        loader = trainer.val_dataloaders
+        if loader is None:
+            return
+        meter: Any = pl_module.meters["val"]
+        was_training = pl_module.training
+        pl_module.eval()
+        with torch.no_grad():
+            for batch in loader:
+                batch = {name: x.to(pl_module.device) if isinstance(x, Tensor) else x for name, x in batch.items()}
+                meter.update(pl_module.predict_classes(batch["image"]), batch["label"])
+        pl_module.train(was_training)
+        pl_module.log("val_average_miou", meter.compute().miou)
+        meter.reset()
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        folder = getattr(trainer.checkpoint_callback, "dirpath", None)
+        if folder is None:
+            return
+        file = Path(folder) / f"cycle_{self.count}.ckpt"
+        part = file.with_suffix(".part")
+        trainer.save_checkpoint(part, weights_only=True)
+        if trainer.is_global_zero:
+            os.replace(part, file)
+
+    def _labels_folder(self, trainer: lightning.Trainer) -> Path:
+        if self.labels_dir is not None:
+            return Path(self.labels_dir)
+        root = getattr(trainer.datamodule, "root", None)  # type: ignore[attr-defined]
+        if root is not None:
+            return Path(root).resolve().with_name(f"{Path(root).resolve().name}-refined")
+        return Path(trainer.log_dir or trainer.default_root_dir) / "refined_labels"
+
+    def _write_labels(self, trainer: lightning.Trainer, pl_module: SegmentationRecipe) -> None:
+        """The likeliest refined label of every training picture, at its own size, as a label image."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        dataset: SegmentationDataset = data.dataset("train")
+        folder = self._labels_folder(trainer) / f"cycle_{self.count}"
+        folder.mkdir(parents=True, exist_ok=True)
+        was_training = pl_module.training
+        pl_module.eval()
+        with torch.no_grad():
+            for index in range(trainer.global_rank, len(dataset), trainer.world_size):
+                item = data.evaluate(dataset.read(index))
+                label = item["label"][None].to(pl_module.device)
+                logits = pl_module(item["image"][None].to(pl_module.device))
+                refined = refined_labels(logits, label, 1 / (self.count + 1), blend=self._blend).argmax(1)
+                refined = refined.masked_fill(label == dataset.ignore_index, dataset.ignore_index)
+                write_label(folder / f"{item['name']}.png", refined[0].cpu(), dataset.labels)
+        pl_module.train(was_training)
+
+
+def _teacher(recipe: SegmentationRecipe) -> nn.Module:
+    return copy.deepcopy(recipe.network).eval().requires_grad_(False)
+
+
+def average_parameters(average: nn.Module, network: nn.Module, share: float) -> None:
+    """Move the parameters of an average towards those of a network by a share; buffers stay as they are.
+
+    With shares 1, 1/2, 1/3, ... the average is the plain mean of the networks that it has seen.
+
+    Args:
+        average: changed in place.
+        network: of the same class.
+        share: 0 to 1; with 1 the parameters are copied.
+
+    Example:
+        >>> average, network = nn.Linear(1, 1), nn.Linear(1, 1)
+        >>> for count, weight in enumerate((3.0, 6.0)):
+        ...     _ = nn.init.constant_(network.weight, weight)
+        ...     average_parameters(average, network, 1 / (count + 1))
+        >>> average.weight.item()
+        4.5
+    """
+    with torch.no_grad():
+        for mean, new in zip(average.parameters(), network.parameters(), strict=True):
+            mean.copy_(new) if share == 1 else mean.lerp_(new, share)
+
+
+def estimate_batch_norm(network: nn.Module, batches: Any) -> None:
+    """Set the batch-norm statistics of a network to what it sees in one pass over the data.
+
+    The running mean becomes the mean over all batches, weighted by their images, and so does the running variance, of
+    the variances within the batches. Under several processes, these are averaged. Nothing else changes.
+
+    Args:
+        network: changed in place; it comes out in the mode that it came in with.
+        batches: of images [B, 3, H, W].
+
+    Source: the official code, without its building of gradients.
+
+    Example:
+        >>> network = nn.BatchNorm2d(1)
+        >>> estimate_batch_norm(network, [torch.zeros(2, 1, 2, 2), torch.full((1, 1, 2, 2), 6.0)])
+        >>> network.running_mean.item(), network.momentum
+        (2.0, 0.1)
+    """
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    was_training = network.training
+    network.train()
+    for norm in norms:
+        norm.reset_running_stats()
+    seen = 0
+    with torch.no_grad():
+        for images in batches:
+            seen += len(images)
+            for norm in norms:
+                norm.momentum = len(images) / seen
+            network(images.contiguous(memory_format=torch.channels_last))
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            for norm in norms:
+                for statistic in (norm.running_mean, norm.running_var):
+                    assert statistic is not None
+                    dist.all_reduce(statistic)
+                    statistic /= dist.get_world_size()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    network.train(was_training)
+
+
+def _images(loader: Any, device: torch.device) -> Any:
+    return (batch["image"].to(device) for batch in loader)

@@ -1,0 +1,415 @@
+"""Self-correction: cycles, averages, batch-norm statistics, refined labels, and going on after a kill at any moment."""
+
+import csv
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("lightning")
+from PIL import Image
+
+from gingham.cli import main
+from gingham.data.wardrobe import Dolls, write_lip
+from gingham.methods.schp.recipe import SCHPRecipe
+from gingham.methods.schp.schedule import cycles_after, cyclical_rate
+from gingham.methods.schp.self_correction import SelfCorrection, average_parameters, estimate_batch_norm
+
+# --- the schedule -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("epoch", "rate"),
+    [
+        (0, 7e-5),
+        (1, 7.63e-4),
+        (5, 3.535e-3),
+        (9, 6.307e-3),
+        (10, 7e-3),
+        (55, 3.535e-3),
+        (99, 7.211078e-5),
+        (100, 3.5e-3),
+        (101, 3.416062e-3),
+        (105, 1.785e-3),
+        (109, 1.539381e-4),
+        (110, 3.5e-3),
+        (149, 1.539381e-4),
+    ],
+)
+def test_learning_rate_of_an_epoch(epoch: int, rate: float) -> None:
+    assert cyclical_rate(epoch) == pytest.approx(rate, abs=1e-9)
+
+
+def test_a_cycle_never_reaches_the_lowest_rate() -> None:
+    assert min(cyclical_rate(epoch) for epoch in range(100, 150)) > 7e-5
+
+
+def test_averages_come_after_the_start_and_after_every_cycle() -> None:
+    due = [epochs for epochs in range(1, 151) if cycles_after(epochs) > cycles_after(epochs - 1)]
+    assert due == [100, 110, 120, 130, 140, 150]
+
+
+# --- the average ------------------------------------------------------------------------------------------------------
+
+
+def snapshots(count: int) -> list[nn.Module]:
+    torch.manual_seed(0)
+    return [nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 0, 3, 1)])
+def test_the_average_is_the_plain_mean_in_any_order(order: tuple[int, ...]) -> None:
+    networks = snapshots(4)
+    before = [deepcopy(network.state_dict()) for network in networks]
+    average = deepcopy(networks[3])
+    official = torch.optim.swa_utils.AveragedModel(networks[3])
+    for count, index in enumerate(order):
+        average_parameters(average, networks[index], 1 / (count + 1))
+        official.update_parameters(networks[index])
+    for name, value in average.named_parameters():
+        mean = torch.stack([dict(network.named_parameters())[name] for network in networks]).mean(0)
+        torch.testing.assert_close(value, mean, rtol=0, atol=1e-6)
+    for value, other in zip(average.parameters(), official.module.parameters(), strict=True):
+        torch.testing.assert_close(value, other, rtol=0, atol=1e-6)
+    for network, state in zip(networks, before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+def test_the_first_call_copies_and_buffers_stay() -> None:
+    average, network = snapshots(2)
+    average[1].running_mean += 7  # type: ignore[index, operator]
+    average_parameters(average, network, 1.0)
+    for value, other in zip(average.parameters(), network.parameters(), strict=True):
+        assert torch.equal(value, other)
+    assert average[1].running_mean.tolist() == [7.0] * 4  # type: ignore[index]
+
+
+# --- batch-norm statistics --------------------------------------------------------------------------------------------
+
+
+def test_statistics_are_means_over_batches_weighted_by_images() -> None:
+    torch.manual_seed(0)
+    batches = [torch.randn(n, 3, 5, 4) * scale + scale for n, scale in ((4, 1.0), (4, 3.0), (2, 5.0))]
+    norm = nn.BatchNorm2d(3, momentum=0.1)
+    estimate_batch_norm(norm, batches)
+    means = torch.stack([x.mean((0, 2, 3)) for x in batches])
+    variances = torch.stack([x.transpose(0, 1).flatten(1).var(1, unbiased=True) for x in batches])
+    weights = torch.tensor([0.4, 0.4, 0.2])[:, None]
+    torch.testing.assert_close(norm.running_mean, (weights * means).sum(0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(norm.running_var, (weights * variances).sum(0), rtol=1e-6, atol=1e-6)
+    assert norm.momentum == 0.1
+    again = deepcopy(norm)
+    estimate_batch_norm(again, batches)
+    torch.testing.assert_close(again.running_mean, norm.running_mean)
+    torch.testing.assert_close(again.running_var, norm.running_var)
+
+
+def test_estimation_changes_the_output_and_nothing_else() -> None:
+    network = snapshots(1)[0].eval()
+    images = torch.randn(6, 3, 8, 8) + 2
+    before, parameters = network(images), deepcopy(dict(network.named_parameters()))
+    estimate_batch_norm(network, images.split(3))
+    assert not network.training
+    assert not torch.allclose(network(images), before)
+    assert all(torch.equal(value, parameters[name]) for name, value in network.named_parameters())
+    assert all(value.grad is None for value in network.parameters())
+
+
+# --- the callback -----------------------------------------------------------------------------------------------------
+
+NETWORK: dict[str, Any] = {
+    "backbone": "small",
+    "num_classes": 8,
+    "output_stride": 4,
+    "context_channels": 8,
+    "parsing_channels": 8,
+    "detail_channels": 8,
+    "edge_channels": 4,
+    "dropout": 0.1,
+    "backbone_options": {"widths": [8, 8, 8, 8]},
+}
+CYCLES = {"start": 2, "cycle": 1, "warmup": 1}
+
+
+def config(folder: Path, **callback: Any) -> Path:
+    """A tiny SCHP on dolls: three steps an epoch, averages after epochs 2, 3 and 4."""
+    content = {
+        "model": {
+            "class_path": "gingham.methods.schp.recipe.SCHPRecipe",
+            "init_args": {"network": NETWORK, "optimizer": "adamw", "learning_rate": 0.01, "warp_size": None},
+        },
+        "data": {
+            "class_path": "gingham.methods.segmentation_data.SegmentationData",
+            "init_args": {
+                "name": "wardrobe_dolls",
+                "lengths": [12, 4, 4],
+                "batch_size": 4,
+                "evaluation_batch_size": 4,
+                "crop": [64, 32],
+                "scales": None,
+            },
+        },
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 4,
+            "log_every_n_steps": 1,
+            "num_sanity_val_steps": 0,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": [
+                {
+                    "class_path": "gingham.methods.schp.self_correction.SelfCorrection",
+                    "init_args": CYCLES | callback,
+                }
+            ],
+        },
+    }
+    file = folder / "config.json"
+    file.write_text(json.dumps(content))
+    return file
+
+
+def words(folder: Path, file: Path, *more: str) -> list[str]:
+    return ["fit", f"--config={file}", f"--run_dir={folder / 'run'}", "--checkpoint_every=1", *more]
+
+
+def columns(folder: Path, name: str) -> list[float]:
+    with (folder / "run" / "csv" / "metrics.csv").open(newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert main(words(folder, config(folder))) == 0
+    return folder
+
+
+def state(folder: Path, name: str) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(folder / "run" / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    return content
+
+
+def correction(folder: Path) -> dict[str, Any]:
+    (found,) = (x for x in state(folder, "last")["callbacks"].values() if "average" in x)
+    return dict(found)
+
+
+def test_the_average_of_the_cycles_is_in_the_checkpoints(finished: Path) -> None:
+    found = correction(finished)
+    assert found["count"] == 3
+    last = {name.removeprefix("network."): value for name, value in state(finished, "cycle_3")["state_dict"].items()}
+    assert all(torch.equal(value, last[name]) for name, value in found["average"].items())
+    student = state(finished, "last")["state_dict"]["network.fusion.0.weight"]
+    assert not torch.equal(student, found["average"]["fusion.0.weight"])
+    assert len(columns(finished, "val_average_miou")) == 3
+    assert len(columns(finished, "val_miou")) == 4
+
+
+@pytest.mark.slow
+def test_the_average_is_evaluated_like_any_checkpoint(finished: Path, tmp_path: Path) -> None:
+    file = config(tmp_path)
+    assert main(["validate", f"--config={file}", f"--run_dir={finished / 'run'}", "--ckpt_path=cycle_3"]) == 0
+    report = json.loads((finished / "run" / "validate.json").read_text())
+    assert report["val_miou"] == pytest.approx(columns(finished, "val_average_miou")[-1], abs=1e-6)
+    with (finished / "run" / "validate_classes.csv").open(newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert [row["class"] for row in rows] == [*Dolls("val", 0).class_names, "mean"]
+    assert float(rows[-1]["IoU"]) == pytest.approx(100 * report["val_miou"], abs=0.01)
+
+
+def test_refined_labels_are_label_images_of_every_picture(finished: Path) -> None:
+    folders = sorted((finished / "run").rglob("refined_labels/*"))
+    assert [folder.name for folder in folders] == ["cycle_1", "cycle_2", "cycle_3"]
+    dolls = Dolls("train", 12, noise=True)
+    for folder in folders:
+        assert sorted(file.stem for file in folder.iterdir()) == sorted(item["name"] for item in dolls)
+    with Image.open(folders[0] / f"{dolls[0]['name']}.png") as image:
+        assert image.mode == "P"
+        assert image.size == (32, 64)
+        assert max(image.get_flattened_data()) < 8
+
+
+def test_labels_on_disk_are_refined_beside_them_and_stay(tmp_path: Path) -> None:
+    for split, count in (("train", 12), ("val", 4)):
+        write_lip(tmp_path / "LIP", Dolls(split, count, noise=split == "train"))
+    before = {file: file.read_bytes() for file in (tmp_path / "LIP").rglob("*.*")}
+    data = ["--data.name=lip", f"--data.root={tmp_path / 'LIP'}", "--data.classes=wardrobe_dolls"]
+    file = config(tmp_path)
+    assert main(words(tmp_path, file, *data, "--trainer.max_epochs=2")) == 0
+    assert {file: file.read_bytes() for file in (tmp_path / "LIP").rglob("*.*")} == before
+    refined = tmp_path / "LIP-refined" / "cycle_1"
+    assert len(list(refined.iterdir())) == 12
+    assert main([*words(tmp_path, file, *data), f"--run_dir={tmp_path / 'other'}"]) == 2  # they are another run's
+
+
+class Watch:
+    """What a recipe is given in place of labels, and the learning rates, batch by batch."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.alphas: list[float | None] = []
+        self.rates: list[float] = []
+        loss = SCHPRecipe.loss
+
+        def watched(recipe: SCHPRecipe, output: Any, batch: Any, refined: Any) -> Tensor:
+            self.alphas.append(None if refined is None else refined.alpha)
+            self.rates.append(recipe.trainer.optimizers[0].param_groups[0]["lr"])
+            if refined is not None:
+                assert not refined.labels.requires_grad
+                torch.testing.assert_close(refined.labels.sum(1), torch.ones_like(refined.labels[:, 0]))
+            return loss(recipe, output, batch, refined)
+
+        monkeypatch.setattr(SCHPRecipe, "loss", watched)
+
+
+def test_labels_are_refined_from_the_first_average_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Watch(monkeypatch)
+    assert main(words(tmp_path, config(tmp_path, write_labels=False))) == 0
+    assert watch.alphas == [None] * 6 + [1 / 2] * 3 + [1 / 3] * 3
+    factors = [cyclical_rate(e, peak=1.0, low=0.01, warmup=1, start=2, cycle=1, cycle_peak=0.5) for e in range(4)]
+    assert watch.rates == pytest.approx([0.01 * factor for factor in factors for _ in range(3)])
+    assert not list(tmp_path.rglob("refined_labels"))
+
+
+def test_weights_alone_and_labels_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Watch(monkeypatch)
+    (tmp_path / "weights").mkdir()
+    assert main(words(tmp_path / "weights", config(tmp_path / "weights", refine_labels=False))) == 0
+    assert watch.alphas == [None] * 12
+    (tmp_path / "labels").mkdir()
+    assert main(words(tmp_path / "labels", config(tmp_path / "labels", average_weights=False))) == 0
+    assert watch.alphas[12:] == [None] * 6 + [1 / 2] * 3 + [1 / 3] * 3
+    average, student = correction(tmp_path / "labels")["average"], state(tmp_path / "labels", "last")["state_dict"]
+    assert torch.equal(average["fusion.0.weight"], student["network.fusion.0.weight"])
+
+
+@pytest.mark.slow
+def test_it_works_on_ccnet_by_configuration_alone(tmp_path: Path) -> None:
+    callback = json.dumps(
+        [
+            {
+                "class_path": "gingham.methods.schp.self_correction.SelfCorrection",
+                "init_args": CYCLES,
+            }
+        ]
+    )
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    small = ["--data.lengths=[32,8,8]", "--trainer.max_epochs=3", f"--trainer.callbacks={callback}"]
+    assert main(["fit", "--config=ccnet_world", f"--run_dir={tmp_path / 'run'}", *small, *quiet]) == 0
+    assert correction(tmp_path)["count"] == 2
+    assert len(columns(tmp_path, "val_average_miou")) == 2
+    assert len(list((tmp_path / "run").rglob("refined_labels/cycle_2/*.png"))) == 32
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"start": 0}, {"cycle": 0}, {"warmup": -1}, {"start": 5, "warmup": 6}, {"lowest": 2.0}, {"peak": -0.1}],
+    ids=str,
+)
+def test_options_outside_their_range_are_named(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"^{list(options)[-1]} must"):
+        SelfCorrection(**options)
+
+
+# --- killed -----------------------------------------------------------------------------------------------------------
+
+
+def fit_and_die(arguments: list[str], fatal: int, counted: str | None) -> None:
+    """Train; die by SIGKILL at event number `fatal`: before or after a step, an average, a label file, a checkpoint."""
+    from gingham.cli.records import LastCheckpoint
+    from gingham.methods.schp import self_correction
+    from gingham.methods.segmentation_recipe import SegmentationRecipe
+
+    torch.set_num_threads(1)
+    events: list[str] = []
+
+    def watch(owner: Any, name: str) -> None:
+        original: Callable[..., Any] = getattr(owner, name)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            for moment in ("before", "after"):
+                if moment == "after":
+                    result = original(*args, **kwargs)
+                events.append(f"{moment} {name}")
+                if len(events) == fatal:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(owner, name, watched)
+
+    watch(SegmentationRecipe, "training_step")
+    watch(self_correction, "average_parameters")
+    watch(self_correction, "estimate_batch_norm")
+    watch(self_correction, "write_label")
+    watch(SelfCorrection, "_save")
+    watch(LastCheckpoint, "_take")
+    watch(LastCheckpoint, "_publish")
+    code = main(arguments)
+    if counted is not None:
+        Path(counted).write_text(json.dumps(events))
+    sys.exit(code)
+
+
+def in_a_process(arguments: list[str], fatal: int = -1, counted: str | None = None) -> int | None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gingham.cli.training", "gingham.methods.schp.recipe", "matplotlib.pyplot"])
+    process = context.Process(target=fit_and_die, args=(arguments, fatal, counted))
+    process.start()
+    process.join(200)
+    return process.exitcode
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_of_a_cycle_goes_on_exactly(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert in_a_process(words(whole, config(whole)), counted=str(tmp_path / "events")) == 0
+    events = json.loads((tmp_path / "events").read_text())
+    first = events.index("before average_parameters")
+    kinds = ["before average_parameters", "after average_parameters", "after estimate_batch_norm", "after write_label"]
+    kinds += ["after _save", "after _take", "after training_step"]
+    moments = [events.index(kind, first) + 1 for kind in kinds]
+    moments.append(events.index("before write_label", events.index("before average_parameters", first + 1)) + 4)
+    for fatal in moments:
+        folder = tmp_path / f"killed_{fatal}"
+        folder.mkdir()
+        file = config(folder)
+        assert in_a_process(words(folder, file), fatal) == -signal.SIGKILL
+        assert in_a_process(words(folder, file, "--ckpt_path=last")) == 0
+        where = f"killed {events[fatal - 1]}"
+        for name, value in state(whole, "last")["state_dict"].items():
+            assert torch.equal(value, state(folder, "last")["state_dict"][name]), (where, name)
+        assert correction(folder)["count"] == 3, where
+        for name, value in correction(whole)["average"].items():
+            assert torch.equal(value, correction(folder)["average"][name]), (where, name)
+        for metric in ("loss", "val_miou", "val_average_miou"):
+            assert columns(folder, metric) == columns(whole, metric), (where, metric)
+        for label in (whole / "run").rglob("refined_labels/*/*.png"):
+            assert (folder / label.relative_to(whole)).read_bytes() == label.read_bytes(), where
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_labels_and_hold_one_average(tmp_path: Path) -> None:
+    arguments = words(
+        tmp_path, config(tmp_path), "--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2"
+    )
+    command = [sys.executable, "-m", "gingham.cli", *arguments, "--trainer.max_epochs=3"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert correction(tmp_path)["count"] == 2
+    for cycle in (1, 2):
+        assert len(list((tmp_path / "run").rglob(f"refined_labels/cycle_{cycle}/*.png"))) == 12
+    assert len(columns(tmp_path, "val_average_miou")) == 2
