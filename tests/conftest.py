@@ -1,5 +1,7 @@
 """What all tests share: repeatable property tests, and CUDA tests that skip themselves where there is no device."""
 
+from collections.abc import Iterator
+
 import pytest
 
 try:
@@ -30,3 +32,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if reason:
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small networks: with several test processes, threads of theirs only wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -6,22 +6,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 
 from gingham.errors import DataError
 from gingham.methods.ccnet.network import SegmentationOutput
 from gingham.methods.ccnet.objective import (
-    HardPixels,
     category_consistent_loss,
-    cross_entropy,
     distance_penalty,
-    hard_pixel_labels,
     segmentation_loss,
-    shrink_labels,
-    upsample_logits,
     variance_penalty,
 )
+from gingham.nn.segmentation_loss import HardPixels, hard_pixel_labels
 
 
 def as_map(points: list[list[float]]) -> Tensor:
@@ -131,99 +126,6 @@ def test_labels_of_image_size_are_shrunk_to_the_features() -> None:
     assert float(category_consistent_loss(features, labels).variance) == pytest.approx(0.875)
 
 
-# --- label arithmetic ------------------------------------------------------------------------------------------------
-
-
-def test_official_crop_shrinks_to_every_eighth_pixel() -> None:
-    labels = torch.randint(0, 19, (1, 769, 769))
-    assert torch.equal(shrink_labels(labels, (97, 97)), labels[:, ::8, ::8])
-
-
-@pytest.mark.parametrize("size", [(64, 48), (37, 101), (8, 769), (20, 12)])
-@pytest.mark.parametrize("factor", [2, 4, 8])
-def test_shrinking_has_the_grid_of_scipy(size: tuple[int, int], factor: int) -> None:
-    torch.manual_seed(0)
-    labels = torch.randint(0, 19, size)
-    expected = ndimage.zoom(labels.numpy(), 1 / factor, order=0, mode="nearest")
-    assert torch.equal(shrink_labels(labels[None], expected.shape)[0], torch.from_numpy(expected))
-
-
-def test_upsampling_aligns_corners_by_default() -> None:
-    logits = torch.tensor([[[[0.0, 4.0]]]])
-    assert upsample_logits(logits, (1, 5)).tolist() == [[[[0.0, 1.0, 2.0, 3.0, 4.0]]]]
-    assert upsample_logits(logits, (1, 4), align_corners=False).tolist() == [[[[0.0, 1.0, 3.0, 4.0]]]]
-    assert upsample_logits(logits, (1, 2)) is logits
-
-
-# --- hard pixels -----------------------------------------------------------------------------------------------------
-
-
-def official_threshold(probabilities: np.ndarray, labels: np.ndarray, selection: HardPixels) -> float:
-    """The selection of hard pixels with SciPy: shrink, then the k-th smallest probability of the true class."""
-    factor = 1 / selection.shrink
-    small = ndimage.zoom(probabilities, (1.0, 1.0, factor, factor), order=1, mode="nearest")
-    small_labels = ndimage.zoom(labels, (1.0, factor, factor), order=0, mode="nearest")
-    valid = small_labels != 255
-    kept = selection.min_kept // selection.shrink**2
-    if kept >= valid.sum():
-        return 1.0
-    batch, rows, columns = np.nonzero(valid)
-    of_true_class = np.sort(small[batch, small_labels[valid], rows, columns])
-    return max(selection.threshold, of_true_class[kept - 1]) if kept else selection.threshold
-
-
-@pytest.mark.parametrize("min_kept", [0, 100, 1500, 4000, 8000, 10**6])
-@pytest.mark.parametrize("size", [(64, 96), (57, 101)])
-def test_hard_pixels_are_those_of_the_official_code(size: tuple[int, int], min_kept: int) -> None:
-    torch.manual_seed(0)
-    labels = torch.randint(0, 4, (2, *size))
-    labels[:, :, :20] = 255
-    logits = F.one_hot(labels.clamp(max=3), 4).movedim(-1, 1) * 2.0 + torch.randn(2, 4, *size)
-    selection = HardPixels(threshold=0.5, min_kept=min_kept)
-    probabilities = logits.softmax(dim=1)
-    threshold = official_threshold(probabilities.numpy(), labels.numpy(), selection)
-    of_true_class = probabilities.gather(1, labels.clamp(max=3)[:, None])[:, 0]
-    decided = (of_true_class - threshold).abs() > 1e-5  # the k-th value itself may round either way
-    expected = labels.where(of_true_class <= threshold, 255)
-    assert torch.equal(hard_pixel_labels(logits, labels, selection)[decided], expected[decided])
-
-
-def test_keeping_all_is_plain_cross_entropy() -> None:
-    torch.manual_seed(0)
-    logits, labels = torch.randn(2, 4, 32, 32), torch.randint(0, 4, (2, 32, 32))
-    output = SegmentationOutput(logits, None, logits)
-    plain = segmentation_loss(output, labels)
-    assert torch.equal(segmentation_loss(output, labels, hard_pixels=HardPixels(min_kept=10**6)), plain)
-    torch.testing.assert_close(plain, F.cross_entropy(logits, labels))
-
-
-def test_easy_pictures_keep_about_min_kept_pixels() -> None:
-    torch.manual_seed(0)
-    labels = torch.randint(0, 4, (2, 64, 64))
-    logits = F.one_hot(labels, 4).movedim(-1, 1) * (5 + torch.rand(2, 1, 64, 64))
-    kept = (hard_pixel_labels(logits, labels, HardPixels(0.7, 2000)) != 255).sum()
-    assert 1500 <= kept <= 2500  # the threshold is found on a coarse map
-
-
-def test_ignored_pixels_are_never_kept() -> None:
-    torch.manual_seed(0)
-    labels = torch.randint(0, 4, (2, 32, 32))
-    labels[:, 8:24] = 255
-    for min_kept in (0, 500, 10**6):
-        result = hard_pixel_labels(torch.randn(2, 4, 32, 32), labels, HardPixels(0.7, min_kept))
-        assert (result[labels == 255] == 255).all()
-
-
-@pytest.mark.parametrize("hard_pixels", [None, HardPixels(min_kept=0), HardPixels()])
-def test_all_ignored_gives_a_differentiable_zero(hard_pixels: HardPixels | None) -> None:
-    logits = torch.randn(1, 4, 8, 8, requires_grad=True)
-    output = SegmentationOutput(logits, logits * 2, logits)
-    loss = segmentation_loss(output, torch.full((1, 64, 64), 255), hard_pixels=hard_pixels)
-    loss.backward()
-    assert loss == 0
-    assert not logits.grad.any()
-
-
 # --- the whole segmentation loss -------------------------------------------------------------------------------------
 
 
@@ -249,10 +151,6 @@ def test_auxiliary_term_weighs_two_fifths_and_sees_all_pixels() -> None:
     torch.testing.assert_close(segmentation_loss(output, labels, hard_pixels=selection), expected)
 
 
-def test_cross_entropy_of_nothing_is_zero() -> None:
-    assert cross_entropy(torch.randn(1, 3, 2, 2), torch.full((1, 2, 2), 255)) == 0
-
-
 @pytest.mark.parametrize("value", [19, 254, -1])
 def test_label_out_of_range_is_named(value: int) -> None:
     output = SegmentationOutput(torch.zeros(1, 19, 4, 4), None, torch.zeros(1, 8, 4, 4))
@@ -275,3 +173,25 @@ def test_wrong_shapes_and_dtypes_are_named() -> None:
         hard_pixel_labels(torch.zeros(2, 3, 4, 4), torch.zeros(2, 8, 8, dtype=torch.int64))
     with pytest.raises(DataError, match=r"features must be \[B, C, h, w\]"):
         category_consistent_loss(torch.zeros(3, 4, 4), torch.zeros(1, 8, 8, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("hard_pixels", [None, HardPixels(min_kept=0), HardPixels()])
+def test_all_ignored_gives_a_differentiable_zero(hard_pixels: HardPixels | None) -> None:
+    logits = torch.randn(1, 4, 8, 8, requires_grad=True)
+    output = SegmentationOutput(logits, logits * 2, logits)
+    loss = segmentation_loss(output, torch.full((1, 64, 64), 255), hard_pixels=hard_pixels)
+    loss.backward()
+    assert loss == 0
+    assert not logits.grad.any()
+
+
+def test_soft_labels_are_learned_as_they_are() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4, 3, 3, requires_grad=True)
+    soft = torch.randn(2, 4, 9, 9).softmax(1)
+    labels = torch.randint(0, 4, (2, 9, 9))
+    labels[1, :4] = 255
+    output = SegmentationOutput(logits, None, logits)
+    resized = F.interpolate(logits, size=(9, 9), mode="bilinear", align_corners=True)
+    by_pixel = (soft * (soft.log() - resized.log_softmax(1))).sum(1)
+    torch.testing.assert_close(segmentation_loss(output, labels, soft=soft), by_pixel[labels != 255].mean())

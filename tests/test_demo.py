@@ -1,6 +1,7 @@
 """`gingham demo`, driven as a user does but in this process (its runs are processes of their own)."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +93,13 @@ def test_arms_differ_from_the_packaged_configuration_in_what_they_say_only(metho
     for arm, changes in chosen.arms.items():
         settings = demo._settings(chosen, Run(arm, 3), length)
         assert settings["data"]["init_args"]["seed"] == 3
-        expected = {name: config[name] for name in ("model", "data", "trainer")}
+        expected = {name: deepcopy(config[name]) for name in ("model", "data", "trainer")}
         lengths = {"data.init_args.lengths": list(length.lengths)} if length.lengths else {}
         for path, value in {**length.options, **changes, **lengths, "data.init_args.seed": 3}.items():
             *parents, last = path.split(".")
-            entry = expected
+            entry: Any = expected
             for parent in parents:
-                entry = entry[parent]
+                entry = entry[int(parent) if isinstance(entry, list) else parent]
             entry[last] = value
         assert settings == expected
         instantiate(settings, source=chosen.config)

@@ -164,3 +164,15 @@ def test_wrong_arguments_are_named(infer, text: str) -> None:
 def test_images_must_be_floating_batches(infer) -> None:
     with pytest.raises(ValueError, match=r"images must be floating \[B, C, H, W\], got torch.uint8 \[3, 8, 8\]"):
         infer(coarse, torch.zeros(3, 8, 8, dtype=torch.uint8))
+
+
+def test_left_and_right_change_places_in_the_mirrored_prediction(images: Tensor) -> None:
+    pairs = ((0, 2),)
+
+    def sided(x: Tensor) -> Tensor:  # class 0 likes the left, class 2 the right; a mirrored picture swaps them
+        position = torch.linspace(-1, 1, x.shape[-1]).expand(x.shape[0], x.shape[2], -1)
+        return torch.stack([-position, x[:, 0] * 0, position], dim=1)
+
+    mirrored = multi_scale_flip(sided, images, flip=True, mirror_pairs=pairs)
+    torch.testing.assert_close(mirrored, sided(images))
+    assert multi_scale_flip(sided, images, flip=True).abs().max() < 1e-6

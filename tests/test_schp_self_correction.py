@@ -20,10 +20,15 @@ pytest.importorskip("lightning")
 from PIL import Image
 
 from gingham.cli import main
+from gingham.data.person_warp import PersonAugmentation
+from gingham.data.segmentation import read_soft_label
+from gingham.data.transforms import EvaluationTransform, RandomScaleCropFlip
 from gingham.data.wardrobe import Dolls, write_lip
 from gingham.methods.schp.recipe import SCHPRecipe
 from gingham.methods.schp.schedule import cycles_after, cyclical_rate
 from gingham.methods.schp.self_correction import SelfCorrection, average_parameters, estimate_batch_norm
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # --- the schedule -----------------------------------------------------------------------------------------------------
 
@@ -283,6 +288,35 @@ def test_labels_are_refined_from_the_first_average_on(tmp_path: Path, monkeypatc
     assert not list(tmp_path.rglob("refined_labels"))
 
 
+def test_offline_labels_are_the_running_mean_of_label_and_predictions(tmp_path: Path) -> None:
+    assert main(words(tmp_path, config(tmp_path, refinement="offline"), "--data.augmentation=person")) == 0
+    dolls = Dolls("train", 12, noise=True)
+    name, label = dolls[0]["name"], dolls[0]["label"]
+    folders = sorted((tmp_path / "run").rglob("refined_labels/cycle_*"))
+    soft = [read_soft_label(folder / f"{name}.npz", 8, label) / 255 for folder in folders]
+    given = nn.functional.one_hot(label, 8).movedim(-1, 0).float()
+    recipe = SCHPRecipe(NETWORK, warp_size=None).eval()
+    for count, refined in enumerate(soft, 1):
+        recipe.load_state_dict(state(tmp_path, f"cycle_{count}")["state_dict"])
+        image = EvaluationTransform()(dolls[0])["image"]
+        with torch.no_grad():
+            given = (count * given + recipe(image[None])[0].softmax(0)) / (count + 1)
+        torch.testing.assert_close(refined, given, rtol=0, atol=0.01)
+    with Image.open(folders[-1] / f"{name}.png") as image:
+        assert image.getpixel((0, 0)) == int(soft[-1][:, 0, 0].argmax())
+
+
+@pytest.mark.parametrize("augment", [RandomScaleCropFlip, PersonAugmentation])
+def test_soft_labels_go_with_the_pixels(augment: Any) -> None:
+    item = Dolls("train", 1)[0]
+    soft = 255 * nn.functional.one_hot(item["label"], 8).movedim(-1, 0).to(torch.uint8)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        moved = augment((60, 40), mirror_pairs=((2, 3), (5, 6)))({**item, "soft": soft})
+        labelled = moved["label"] != 255
+        assert torch.equal(moved["soft"].argmax(0)[labelled], moved["label"][labelled])
+
+
 def test_weights_alone_and_labels_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch(monkeypatch)
     (tmp_path / "weights").mkdir()
@@ -315,7 +349,15 @@ def test_it_works_on_ccnet_by_configuration_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"start": 0}, {"cycle": 0}, {"warmup": -1}, {"start": 5, "warmup": 6}, {"lowest": 2.0}, {"peak": -0.1}],
+    [
+        {"refinement": "both"},
+        {"start": 0},
+        {"cycle": 0},
+        {"warmup": -1},
+        {"start": 5, "warmup": 6},
+        {"lowest": 2.0},
+        {"peak": -0.1},
+    ],
     ids=str,
 )
 def test_options_outside_their_range_are_named(options: dict[str, Any]) -> None:
@@ -353,6 +395,7 @@ def fit_and_die(arguments: list[str], fatal: int, counted: str | None) -> None:
     watch(self_correction, "average_parameters")
     watch(self_correction, "estimate_batch_norm")
     watch(self_correction, "write_label")
+    watch(self_correction, "write_soft_label")
     watch(SelfCorrection, "_save")
     watch(LastCheckpoint, "_take")
     watch(LastCheckpoint, "_publish")
@@ -375,17 +418,17 @@ def in_a_process(arguments: list[str], fatal: int = -1, counted: str | None = No
 def test_a_run_killed_at_any_moment_of_a_cycle_goes_on_exactly(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
-    assert in_a_process(words(whole, config(whole)), counted=str(tmp_path / "events")) == 0
+    assert in_a_process(words(whole, config(whole, refinement="offline")), counted=str(tmp_path / "events")) == 0
     events = json.loads((tmp_path / "events").read_text())
     first = events.index("before average_parameters")
     kinds = ["before average_parameters", "after average_parameters", "after estimate_batch_norm", "after write_label"]
-    kinds += ["after _save", "after _take", "after training_step"]
+    kinds += ["after write_soft_label", "after _save", "after _take", "after training_step"]
     moments = [events.index(kind, first) + 1 for kind in kinds]
     moments.append(events.index("before write_label", events.index("before average_parameters", first + 1)) + 4)
     for fatal in moments:
         folder = tmp_path / f"killed_{fatal}"
         folder.mkdir()
-        file = config(folder)
+        file = config(folder, refinement="offline")
         assert in_a_process(words(folder, file), fatal) == -signal.SIGKILL
         assert in_a_process(words(folder, file, "--ckpt_path=last")) == 0
         where = f"killed {events[fatal - 1]}"
@@ -396,7 +439,7 @@ def test_a_run_killed_at_any_moment_of_a_cycle_goes_on_exactly(tmp_path: Path) -
             assert torch.equal(value, correction(folder)["average"][name]), (where, name)
         for metric in ("loss", "val_miou", "val_average_miou"):
             assert columns(folder, metric) == columns(whole, metric), (where, metric)
-        for label in (whole / "run").rglob("refined_labels/*/*.png"):
+        for label in (whole / "run").rglob("refined_labels/*/*.*"):
             assert (folder / label.relative_to(whole)).read_bytes() == label.read_bytes(), where
 
 

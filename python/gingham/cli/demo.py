@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import re
 import shlex
+import shutil
 import signal
 import statistics
 import time
@@ -101,9 +102,9 @@ def _settings(demo: Demo, run: Run, length: Length) -> dict[str, Any]:
         changes["data.init_args.lengths"] = list(length.lengths)
     for path, value in changes.items():
         *parents, last = path.split(".")
-        entry = config
+        entry: Any = config
         for parent in parents:
-            entry = entry[parent]
+            entry = entry[int(parent) if isinstance(entry, list) else parent]
         entry[last] = value
     return {name: config[name] for name in ("model", "data", "trainer")}
 
@@ -166,7 +167,7 @@ def _train(method: str, run: Run, settings: dict[str, Any], out: Path, threads: 
         kept = json.loads(file.read_text())
         if {name: kept.get(name) for name in made_of} == made_of:
             return dict(kept["scores"])
-        file.unlink()  # before what it describes is replaced
+    shutil.rmtree(folder, ignore_errors=True)  # what an unfinished run left, or one of other settings
     for category in (UserWarning, FutureWarning):
         warnings.filterwarnings("ignore", category=category, module="lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 _NETWORK = "model.init_args.network."
+_CALLBACK = "trainer.callbacks.0.init_args."
+_NO_LABEL_FILES = {_CALLBACK + "write_labels": False}
 
 
 class Score:
@@ -79,5 +81,27 @@ DEMOS = {
         ),
         quick=Length((1600, 300, 300), {"trainer.max_epochs": 6}, ("R=0", "R=2")),
         smoke=Length((64, 16, 16), {"trainer.max_epochs": 1}, ("R=0", "R=2")),
+    ),
+    "schp": Demo(
+        title="SCHP on dolls with noisy labels",
+        config="schp_world",
+        arms={
+            "base": {"trainer.callbacks": []},
+            "weights only": {_CALLBACK + "refine_labels": False},
+            "labels only": {_CALLBACK + "average_weights": False, **_NO_LABEL_FILES},
+            "both": _NO_LABEL_FILES,
+            "clean labels": {"trainer.callbacks": [], "data.init_args.noise": False},
+        },
+        scores=(Score("mIoU", "miou"), Score("boundary IoU", "boundary_iou"), Score("accuracy", "pixel_accuracy")),
+        comparisons=(
+            Comparison("both", "base", floor=1.5),
+            Comparison("weights only", "base"),
+            Comparison("labels only", "base"),
+            Comparison("both", "weights only"),
+        ),
+        bounds=("clean labels",),
+        course="val_average_miou",
+        quick=Length(arms=("base", "both")),
+        smoke=Length((40, 10, 10), {"trainer.max_epochs": 3, "trainer.check_val_every_n_epoch": 1}, ("base", "both")),
     ),
 }

@@ -15,9 +15,10 @@ from torch import Tensor
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.patches import Patch
 
 Palette = Sequence[Sequence[int]]
+
+_PANEL = 384  # the longest side of a picture in panels, in pixels
 
 
 def colour(mask: Tensor, palette: Palette) -> Any:
@@ -42,28 +43,9 @@ def save_mask(path: Path, mask: Tensor, palette: Palette) -> None:
 
 def save_overlay(path: Path, image: Tensor, mask: Tensor, names: Sequence[str], palette: Palette) -> None:
     """The mask [H, W] over the image, uint8 [3, H, W], pixel for pixel; below it, the classes that occur."""
-    height, width = mask.shape
-    size = min(max(width // 40, 12), 40)  # of the letters
-    font = ImageFont.load_default(size)
-    line = size + size // 2
-    entries = []  # class, left and line of each
-    x = row = right = 0
-    for index in mask.unique().tolist():
-        length = 2 * size + int(font.getlength(names[index])) + size // 2
-        if x and x + length > width:
-            x, row = 0, row + 1
-        entries.append((index, x, row))
-        x += length
-        right = max(right, x)
-    canvas = Image.new("RGB", (max(width, right), height + (row + 1) * line), "white")
-    canvas.paste(Image.fromarray(overlay(image, mask, palette)))
-    draw = ImageDraw.Draw(canvas)
-    for index, left, row in entries:
-        middle = height + row * line + line // 2
-        box = (left + size // 4, middle - size // 2, left + size // 4 + size, middle + size // 2)
-        draw.rectangle(box, fill=tuple(palette[index]), outline="grey")
-        draw.text((left + size + size // 2, middle), names[index], fill="black", font=font, anchor="lm")
-    canvas.save(path)
+    picture = Image.fromarray(overlay(image, mask, palette))
+    size = min(max(picture.width // 40, 12), 40)  # of the letters
+    _with_legend(picture, mask.unique().tolist(), names, palette, size).save(path)
 
 
 def save_panels(
@@ -72,26 +54,62 @@ def save_panels(
     """One row an image: the image, then each of its masks laid over it; the classes below."""
     if not rows:
         return
-    columns = 1 + max(len(masks) for _, masks in rows)
-    size = (2 * columns, 2 * len(rows) + 0.6)
-    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
-    for number, (line, (image, masks)) in enumerate(zip(axes, rows, strict=True)):
-        panels = {"image": image.permute(1, 2, 0).numpy()} | {
-            title: overlay(image, mask, palette) for title, mask in masks.items()
-        }
-        for axis, (title, panel) in zip(line, panels.items(), strict=False):
-            axis.imshow(panel, interpolation="nearest")
-            if number == 0:
-                axis.set_title(title, fontsize=8)
-        for axis in line:
-            axis.axis("off")
-    patches = [
-        Patch(facecolor=(rgb[0] / 255, rgb[1] / 255, rgb[2] / 255), edgecolor="grey", label=name)
-        for name, rgb in zip(names, palette, strict=True)
+    titles = ["image", *dict.fromkeys(title for _, masks in rows for title in masks)]
+    panels = [
+        [_panel(image.permute(1, 2, 0).numpy())]
+        + [_panel(overlay(image, masks[title], palette)) for title in titles[1:] if title in masks]
+        for image, masks in rows
     ]
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 5), fontsize=7)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    width = max(panel.width for row in panels for panel in row)
+    heights = [max(panel.height for panel in row) for row in panels]
+    gap, head = 6, 20
+    sheet = Image.new("RGB", (len(titles) * (width + gap), head + sum(heights) + gap * len(rows)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for column, title in enumerate(titles):
+        draw.text((column * (width + gap) + width // 2, head // 2), title, fill="black", font=font, anchor="mm")
+    top = head
+    for row, height in zip(panels, heights, strict=True):
+        for column, panel in enumerate(row):
+            sheet.paste(panel, (column * (width + gap), top))
+        top += height + gap
+    _with_legend(sheet, list(range(len(names))), names, palette, 12).save(path)
+
+
+def _panel(pixels: Any) -> Image.Image:
+    """A picture at a size to look at: small ones by whole pixels larger, large ones smaller."""
+    picture = Image.fromarray(pixels)
+    longest = max(picture.size)
+    if longest > _PANEL:
+        picture.thumbnail((_PANEL, _PANEL))
+        return picture
+    factor = max(1, _PANEL // 2 // longest)
+    return picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
+
+
+def _with_legend(
+    picture: Image.Image, classes: Sequence[int], names: Sequence[str], palette: Palette, size: int
+) -> Image.Image:
+    """A picture with the colours and names of some classes below it, in letters of that size."""
+    font = ImageFont.load_default(size)
+    line = size + size // 2
+    entries = []  # class, left and line of each
+    x = row = right = 0
+    for index in classes:
+        length = 2 * size + int(font.getlength(names[index])) + size // 2
+        if x and x + length > picture.width:
+            x, row = 0, row + 1
+        entries.append((index, x, row))
+        x += length
+        right = max(right, x)
+    canvas = Image.new("RGB", (max(picture.width, right), picture.height + (row + 1) * line), "white")
+    canvas.paste(picture)
+    draw = ImageDraw.Draw(canvas)
+    for index, left, row in entries:
+        middle = picture.height + row * line + line // 2
+        box = (left + size // 4, middle - size // 2, left + size // 4 + size, middle + size // 2)
+        draw.rectangle(box, fill=tuple(palette[index]), outline="grey")
+        draw.text((left + size + size // 2, middle), names[index], fill="black", font=font, anchor="lm")
+    return canvas
 
 
 def save_curves(path: Path, metrics: Path) -> None:

@@ -16,6 +16,7 @@ from torchvision import tv_tensors
 from gingham.data.labels import IGNORE_INDEX, mirror_labels
 from gingham.data.segmentation import SegmentationItem
 from gingham.data.transforms import Normalize, Pair, imagenet_normalize
+from gingham.nn.inference import mirror_channels
 
 
 def person_matrix(
@@ -180,18 +181,22 @@ class PersonAugmentation:
         self.normalize = normalize or imagenet_normalize()
 
     def __call__(self, item: SegmentationItem) -> SegmentationItem:
-        image, label = item["image"], item["label"]
+        image, label, soft = item["image"], item["label"], item.get("soft")
         matrix = self.draw_matrix((label.shape[0], label.shape[1]))
         if torch.rand(()) < self.flip_probability:
             image, label = image.flip(-1), mirror_labels(label.flip(-1), self.mirror_pairs)
+            soft = None if soft is None else mirror_channels(soft.flip(-1), self.mirror_pairs)
         # Rounded, as files are: a picture that keeps its size comes out as it went in.
         warped = warp_bilinear(image[None].float(), matrix, self.size)[0].round().to(image.dtype)
         normalized = self.normalize(tv_tensors.Image(warped))
-        return {
+        result: SegmentationItem = {
             "image": normalized.as_subclass(torch.Tensor).contiguous(),
             "label": warp_nearest(label, matrix, self.size, fill=IGNORE_INDEX),
             "name": item["name"],
         }
+        if soft is not None:
+            result["soft"] = warp_nearest(soft, matrix, self.size)
+        return result
 
     def draw_matrix(self, size: Pair) -> Tensor:
         """A random `person_matrix` for a picture of that many rows and columns."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -22,12 +24,14 @@ class SegmentationItem(TypedDict):
     """One picture with its label.
 
     `image` is uint8 RGB [3, H, W] (float32 after a normalising transform), `label` int64 [H, W] with ignored pixels
-    255, `name` unique within its split.
+    255, `name` unique within its split. `soft`, where a strategy has refined the labels, is uint8 [K, H, W]: the
+    probabilities of the classes, times 255.
     """
 
     image: torch.Tensor
     label: torch.Tensor
     name: str
+    soft: NotRequired[torch.Tensor]
 
 
 Transform = Callable[[SegmentationItem], SegmentationItem]
@@ -48,6 +52,8 @@ class SegmentationDataset(Dataset[SegmentationItem], ABC):
         self.split = split
         self.labels = labels
         self.transform = transform
+        #: A folder of soft labels (`write_soft_label`) that every item then brings along.
+        self.soft_labels: Path | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -72,6 +78,8 @@ class SegmentationDataset(Dataset[SegmentationItem], ABC):
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} out of range for {len(self)} items")
         item = self.read(index % len(self))
+        if self.soft_labels is not None:
+            item["soft"] = read_soft_label(self.soft_labels / f"{item['name']}.npz", self.num_classes, item["label"])
         return item if self.transform is None else self.transform(item)
 
     def __iter__(self) -> Iterator[SegmentationItem]:
@@ -183,6 +191,34 @@ def write_label(path: Path, label: torch.Tensor, labels: LabelSpace) -> None:
     part = path.with_name(f".part-{path.name}")
     image.save(part)
     part.replace(path)
+
+
+def write_soft_label(path: Path, probabilities: torch.Tensor) -> None:
+    """Write class probabilities [K, H, W], rounded to 255 levels, as a compressed NumPy archive.
+
+    A file of that name is replaced as a whole, never in part.
+    """
+    part = path.with_name(f".part-{path.name}")
+    np.savez_compressed(part, soft=(255 * probabilities).round().to(torch.uint8).numpy())
+    part.replace(path)
+
+
+def read_soft_label(path: Path, num_classes: int, label: torch.Tensor) -> torch.Tensor:
+    """Read what `write_soft_label` wrote, uint8 [K, H, W].
+
+    Raises:
+        DataError: the file is missing or damaged, or does not fit the classes or the label [H, W].
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            soft = torch.from_numpy(archive["soft"])
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file, expected the refined label of an image") from None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read as a refined label; delete it and refine anew") from error
+    if soft.shape != (num_classes, *label.shape):
+        raise DataError(f"{path}: refined label is {list(soft.shape)}, expected {[num_classes, *label.shape]}")
+    return soft
 
 
 def _open(path: Path) -> Image.Image:

@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from gingham.data.labels import IGNORE_INDEX, mirror_labels
 from gingham.data.segmentation import SegmentationItem
+from gingham.nn.inference import mirror_channels
 
 Pair = tuple[int, int]
 
@@ -123,6 +124,10 @@ class RandomScale(v2.Transform):
 CITYSCAPES_SCALE = RandomScale(0.7, 2.1, 0.1)
 
 
+class SoftLabel(tv_tensors.Mask):
+    """Probabilities of the classes [K, H, W], which go with the pixels of the label."""
+
+
 class RandomMirror(v2.RandomHorizontalFlip):
     """Mirror the picture left to right, and exchange the classes that have a left and a right.
 
@@ -144,7 +149,8 @@ class RandomMirror(v2.RandomHorizontalFlip):
         flipped = super().transform(inpt, params)
         if not isinstance(inpt, tv_tensors.Mask) or not self.mirror_pairs:
             return flipped
-        return tv_tensors.wrap(mirror_labels(flipped.as_subclass(torch.Tensor), self.mirror_pairs), like=flipped)
+        mirror = mirror_channels if isinstance(inpt, SoftLabel) else mirror_labels
+        return tv_tensors.wrap(mirror(flipped.as_subclass(torch.Tensor), self.mirror_pairs), like=inpt)
 
 
 class RandomCropWithin(v2.Transform):
@@ -214,7 +220,7 @@ class PadTo(v2.Transform):
         return {"padding": [0, 0, max(0, self.size[1] - width), max(0, self.size[0] - height)]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        fill = IGNORE_INDEX if isinstance(inpt, tv_tensors.Mask) else 0
+        fill = IGNORE_INDEX if isinstance(inpt, tv_tensors.Mask) and not isinstance(inpt, SoftLabel) else 0
         return F.pad(inpt, params["padding"], fill=fill)
 
 
@@ -296,19 +302,23 @@ def _apply(
     transform: v2.Transform, item: SegmentationItem, mirror_pairs: Sequence[tuple[int, int]] = ()
 ) -> SegmentationItem:
     # torchvision tells images from labels by their types. Plain tensors leave, which collate and pickle lightly.
-    image, label = tv_tensors.Image(item["image"]), tv_tensors.Mask(item["label"])
-    result: Any = dict(item)
-    if "points" not in result:
-        image, label = transform(image, label)
-    else:
-        points, (height, width) = result["points"], image.shape[-2:]
-        positions = tv_tensors.KeyPoints(points[:, [2, 1]], canvas_size=(height, width))
-        edges = tv_tensors.KeyPoints([[0.0, 0.0], [width - 1.0, 0.0]], canvas_size=(height, width))
-        image, label, positions, edges = transform(image, label, positions, edges)
+    height, width = item["label"].shape
+    typed: dict[str, Any] = {
+        "image": tv_tensors.Image(item["image"]),
+        "label": tv_tensors.Mask(item["label"]),
+    }
+    if "soft" in item:
+        typed["soft"] = SoftLabel(item["soft"])
+    points: torch.Tensor | None = item.get("points")  # type: ignore[assignment]
+    if points is not None:
+        typed["points"] = tv_tensors.KeyPoints(points[:, [2, 1]], canvas_size=(height, width))
+        typed["edges"] = tv_tensors.KeyPoints([[0.0, 0.0], [width - 1.0, 0.0]], canvas_size=(height, width))
+    moved = {name: value.as_subclass(torch.Tensor).contiguous() for name, value in transform(typed).items()}
+    if points is not None:
+        edges = moved.pop("edges")
         classes = mirror_labels(points[:, 0], mirror_pairs) if edges[0, 0] > edges[1, 0] else points[:, 0]
-        result["points"] = _inside(classes, positions.as_subclass(torch.Tensor), image.shape[-2:])
-    result["image"] = image.as_subclass(torch.Tensor).contiguous()
-    result["label"] = label.as_subclass(torch.Tensor).contiguous()
+        moved["points"] = _inside(classes, moved["points"], moved["image"].shape[-2:])
+    result: Any = {**item, **moved}
     return result
 
 

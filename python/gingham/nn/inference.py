@@ -135,24 +135,30 @@ def multi_scale_flip(
         logits = _logits(predict, scaled)
         if flip:
             mirrored = _logits(predict, scaled.flip(-1)).flip(-1)
-            logits = (logits + _exchanged(mirrored, mirror_pairs)) / 2
+            logits = (logits + mirror_channels(mirrored, mirror_pairs)) / 2
         logits = _resized(logits, size, align_corners)
         total = logits if total is None else total + logits
     assert total is not None
     return total / len(scales)
 
 
+def mirror_channels(maps: Tensor, mirror_pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """Exchange the channels [..., K, H, W] of the classes of each pair, as a mirrored picture needs it; no pixel moves.
+
+    Example:
+        >>> mirror_channels(torch.arange(4).reshape(4, 1, 1), ((1, 2),)).flatten()
+        tensor([0, 2, 1, 3])
+    """
+    order = list(range(maps.shape[-3]))
+    for left, right in mirror_pairs:
+        order[left], order[right] = right, left
+    return maps[..., order, :, :] if mirror_pairs else maps
+
+
 def _logits(predict: Predict, images: Tensor) -> Tensor:
     output = predict(images)
     logits: Tensor = output if isinstance(output, Tensor) else output.logits
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-
-
-def _exchanged(logits: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
-    order = list(range(logits.shape[1]))
-    for left, right in pairs:
-        order[left], order[right] = right, left
-    return logits[:, order] if pairs else logits
 
 
 def _resized(maps: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:

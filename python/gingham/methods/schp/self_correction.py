@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gingham.data.segmentation import SegmentationDataset, write_label
+from gingham.data.segmentation import SegmentationDataset, read_soft_label, write_label, write_soft_label
 from gingham.errors import DataError
 from gingham.methods.schp.objective import refined_labels
 from gingham.methods.schp.schedule import cycles_after, cyclical_rate
@@ -48,6 +48,10 @@ class SelfCorrection(Callback):
         schedule: False leaves the learning rate to the recipe.
         average_weights: False takes the weights of the latest cycle in place of the mean.
         refine_labels: False trains on the given labels in the cycles too.
+        refinement: "online", a batch's labels are mixed with what the average predicts for its augmented pictures; or
+            "offline", once a cycle, the labels of the last cycle with what it predicts for the whole pictures:
+            labels <- (cycle labels + prediction) / (cycle + 1). The soft labels are then files in the folder of the
+            refined ones, one byte a class and pixel before compression.
         estimate_batch_norm: False leaves the average the batch-norm statistics of the first weights.
         labels_dir: where the refined labels of each cycle are written, as label images of the data set's own values, so
             that people can look at them; by default beside the data set, in a folder of its name and "-refined", or for
@@ -59,7 +63,8 @@ class SelfCorrection(Callback):
         ValueError: an argument outside its range.
 
     Source: the paper and its official code: `start` 100 and `cycle` 10 of 150 epochs, `warmup` 10, `lowest` 1 %, `peak`
-    one half. That labels are refined for each batch, and not once a cycle, is the official code's simplification.
+    one half. The official code refines online; the paper, by its author's word, offline, with a formula that is not
+    confirmed.
     Where the recipe has ``semantics = "official"``, prediction and label are mixed before the softmax, and the average
     predicts in training mode, as the official code has it.
     """
@@ -74,6 +79,7 @@ class SelfCorrection(Callback):
         schedule: bool = True,
         average_weights: bool = True,
         refine_labels: bool = True,
+        refinement: Literal["online", "offline"] = "online",
         estimate_batch_norm: bool = True,
         labels_dir: str | None = None,
         write_labels: bool = True,
@@ -87,7 +93,12 @@ class SelfCorrection(Callback):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must be 0 to 1, got {share}")
         self.start, self.cycle, self.warmup, self.lowest, self.peak = start, cycle, warmup, lowest, peak
+        if refinement not in ("online", "offline"):
+            raise ValueError(f"refinement must be 'online' or 'offline', got {refinement!r}")
+        if refinement == "offline" and refine_labels and not write_labels:
+            raise ValueError("write_labels must be true: offline refinement keeps its labels in files")
         self.schedule, self.average_weights, self.refine_labels = schedule, average_weights, refine_labels
+        self.offline = refinement == "offline" and refine_labels
         self.estimate_batch_norm = estimate_batch_norm
         self.labels_dir, self.write_labels = labels_dir, write_labels and refine_labels
         self.count = 0  # snapshots in the average
@@ -118,6 +129,8 @@ class SelfCorrection(Callback):
                     f"{folder}: holds refined labels of another run; delete them, or name another folder as labels_dir"
                 )
         pl_module.refine = self._refine
+        if self.offline and self.count:
+            self._use_soft_labels(trainer)
         self._official = getattr(pl_module, "semantics", "corrected") == "official"
 
     # ------------------------------------------------------------------------------------------ training
@@ -142,6 +155,9 @@ class SelfCorrection(Callback):
         if self.average is None or not self.refine_labels:
             return None
         alpha = 1 / (self.count + 1)
+        if self.offline:
+            soft = batch["soft"].float()
+            return Refinement(soft / soft.sum(1, keepdim=True).clamp(min=1), None, alpha)
         self.average.train(self._official)
         with torch.no_grad():
             output: Any = self.average(batch["image"].contiguous(memory_format=torch.channels_last))
@@ -174,6 +190,8 @@ class SelfCorrection(Callback):
             self._save(trainer)
             if self.write_labels:
                 self._write_labels(trainer, pl_module)
+            if self.offline:
+                self._use_soft_labels(trainer)
         finally:
             pl_module.network = student
 
@@ -218,12 +236,18 @@ class SelfCorrection(Callback):
             return Path(root).resolve().with_name(f"{Path(root).resolve().name}-refined")
         return Path(trainer.log_dir or trainer.default_root_dir) / "refined_labels"
 
+    def _use_soft_labels(self, trainer: lightning.Trainer) -> None:
+        trainer.strategy.barrier()  # until every process has written its share
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data.dataset("train").soft_labels = self._labels_folder(trainer) / f"cycle_{self.count}"
+
     def _write_labels(self, trainer: lightning.Trainer, pl_module: SegmentationRecipe) -> None:
         """The likeliest refined label of every training picture, at its own size, as a label image."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         dataset: SegmentationDataset = data.dataset("train")
         folder = self._labels_folder(trainer) / f"cycle_{self.count}"
         folder.mkdir(parents=True, exist_ok=True)
+        alpha = 1 / (self.count + 1)
         was_training = pl_module.training
         pl_module.eval()
         with torch.no_grad():
@@ -231,9 +255,15 @@ class SelfCorrection(Callback):
                 item = data.evaluate(dataset.read(index))
                 label = item["label"][None].to(pl_module.device)
                 logits = pl_module(item["image"][None].to(pl_module.device))
-                refined = refined_labels(logits, label, 1 / (self.count + 1), blend=self._blend).argmax(1)
-                refined = refined.masked_fill(label == dataset.ignore_index, dataset.ignore_index)
-                write_label(folder / f"{item['name']}.png", refined[0].cpu(), dataset.labels)
+                soft = refined_labels(logits, label, alpha, blend=self._blend)[0].cpu()
+                if self.offline:
+                    if self.count > 1:
+                        before = folder.with_name(f"cycle_{self.count - 1}") / f"{item['name']}.npz"
+                        kept = read_soft_label(before, dataset.num_classes, item["label"]) / 255
+                        soft = (1 - alpha) * kept + alpha * logits[0].softmax(0).cpu()
+                    write_soft_label(folder / f"{item['name']}.npz", soft)
+                refined = soft.argmax(0).masked_fill(item["label"] == dataset.ignore_index, dataset.ignore_index)
+                write_label(folder / f"{item['name']}.png", refined, dataset.labels)
         pl_module.train(was_training)
 
 
