@@ -1,0 +1,186 @@
+"""SPGNet's recipe under Lightning's trainer: loss, evaluation by the network's rule for corners, what it refuses."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+pytest.importorskip("lightning")
+import lightning
+
+from gingham.cli.training import config_file
+from gingham.errors import CheckpointError
+from gingham.methods.segmentation_recipe import Refinement
+from gingham.methods.spgnet.objective import stage_supervision
+from gingham.methods.spgnet.recipe import SPGNetRecipe
+from gingham.nn.segmentation_loss import HardPixels
+
+NETWORK: dict[str, Any] = {
+    "backbone": "small",
+    "num_classes": 4,
+    "decoder_channels": 8,
+    "backbone_options": {"widths": [8, 8, 8, 8]},
+}
+RESNET: dict[str, Any] = NETWORK | {
+    "backbone": "resnet18",
+    "backbone_options": {"layers": [1, 1, 1, 1], "channels": [4, 6, 8, 10]},
+}
+
+
+def trainer(folder: Path, **options: Any) -> lightning.Trainer:
+    warnings.filterwarnings("ignore")
+    defaults = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "default_root_dir": folder,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": False,
+        "use_distributed_sampler": False,
+    }
+    return lightning.Trainer(**defaults | options)
+
+
+def items(count: int, size: tuple[int, int] = (32, 48)) -> list[dict[str, Tensor]]:
+    """Pictures whose class is their colour, in four quadrants."""
+    generator = torch.Generator().manual_seed(0)
+    colours = torch.tensor([[2.0, 0, 0], [0, 2.0, 0], [0, 0, 2.0], [-1.0, -1.0, 2.0]])
+    found = []
+    for _ in range(count):
+        quadrants = torch.randint(0, 4, (1, 1, 2, 2), generator=generator).float()
+        label = F.interpolate(quadrants, size, mode="nearest")[0, 0].long()
+        image = colours[label].permute(2, 0, 1) + 0.3 * torch.randn(3, *size, generator=generator)
+        found.append({"image": image, "label": label})
+    return found
+
+
+def batch(count: int = 2, size: tuple[int, int] = (32, 48)) -> Any:
+    pictures = items(count, size)
+    return {name: torch.stack([picture[name] for picture in pictures]) for name in ("image", "label")}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("options", [{}, {"stages": 3, "psi": "softmax", "residual": False}], ids=str)
+def test_training_learns(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Far better than one class for all after a few steps, and the same with the same seed."""
+    scores = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        recipe = SPGNetRecipe(NETWORK | options | {"classifier_std": 0.01}, optimizer="adamw", learning_rate=0.02)
+        run = trainer(tmp_path, max_epochs=3, limit_val_batches=2, num_sanity_val_steps=0)
+        run.fit(recipe, DataLoader(items(40), 4), DataLoader(items(4), 2))
+        scores.append(run.callback_metrics["val_miou"].item())
+    assert scores[0] > 0.4
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_loss_is_that_of_the_objective() -> None:
+    torch.manual_seed(0)
+    selection = HardPixels(threshold=0.3, min_kept=0, shrink=1)
+    recipe = SPGNetRecipe(NETWORK, stage_weights=(0.4, 1.0), hard_pixels=selection)
+    for size, aligned in (((32, 48), False), ((33, 49), True)):  # the network's rule for corners
+        given = batch(size=size)
+        output = recipe.network(given["image"])
+        options: Any = {"weights": (0.4, 1.0), "hard_pixels": selection, "align_corners": aligned}
+        expected = stage_supervision(output.stages, given["label"], **options)
+        torch.testing.assert_close(recipe.loss(output, given, None), expected)
+        other = stage_supervision(output.stages, given["label"], **options | {"align_corners": not aligned})
+        assert not torch.allclose(other, expected)
+        soft = torch.rand(2, 4, *size).softmax(1)
+        refined = Refinement(labels=soft, teacher=None, alpha=0.5)
+        expected = stage_supervision(output.stages, given["label"], soft=soft, **options)
+        torch.testing.assert_close(recipe.loss(output, given, refined), expected)
+
+
+def test_every_stage_counts_fully_unless_said_otherwise() -> None:
+    assert SPGNetRecipe(NETWORK).stage_weights == (1.0, 1.0)
+    assert SPGNetRecipe(NETWORK | {"stages": 3}).stage_weights == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(("size", "aligned"), [((32, 48), False), ((33, 49), True), ((40, 40), False)])
+def test_prediction_is_that_of_the_last_stage_at_the_size_of_the_image(size: tuple[int, int], aligned: bool) -> None:
+    torch.manual_seed(0)
+    recipe = SPGNetRecipe(NETWORK).eval()
+    images = batch(size=size)["image"]
+    stages = recipe.network(images).stages
+    expected = F.interpolate(stages[-1], size, mode="bilinear", align_corners=aligned)
+    torch.testing.assert_close(recipe(images), expected)
+    assert not torch.allclose(expected, F.interpolate(stages[0], size, mode="bilinear", align_corners=aligned))
+
+
+def test_tiles_follow_the_rule_for_their_own_size() -> None:
+    torch.manual_seed(0)
+    images = batch(size=(33, 33))["image"]
+    whole = SPGNetRecipe(NETWORK).eval()
+    tiles = SPGNetRecipe(NETWORK, evaluation="sliding", tile=33).eval()
+    tiles.load_state_dict(whole.state_dict())
+    torch.testing.assert_close(tiles(images), whole(images))
+    assert tiles(batch(size=(40, 50))["image"]).shape == (2, 4, 40, 50)
+    assert tiles.align_corners is True
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_backbone_weights_go_to_every_stage_when_training_begins(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    source = SPGNetRecipe(RESNET | {"stages": 1}).network
+    state = dict(source.stem.state_dict())
+    for level, module in enumerate(source.stages[0].encoder, start=1):
+        state |= {f"layer{level}.{name}": value for name, value in module.state_dict().items()}
+    file = tmp_path / "backbone.pth"
+    torch.save(state, file)
+    recipe = SPGNetRecipe(RESNET | {"backbone_weights": str(file)}, learning_rate=1e-12)
+    laterals = recipe.network.stages[1].laterals[0][0].weight.clone()
+    run = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    run.fit(recipe, DataLoader(items(4), 2))
+    for stage in recipe.network.stages:
+        for name, value in stage.encoder.named_parameters():
+            torch.testing.assert_close(value, source.stages[0].encoder.get_parameter(name))
+    torch.testing.assert_close(recipe.network.stem.conv1.weight, source.stem.conv1.weight)
+    torch.testing.assert_close(recipe.network.stages[1].laterals[0][0].weight, laterals)
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    file.unlink()
+    again = SPGNetRecipe(RESNET | {"backbone_weights": str(file)})
+    trainer(tmp_path, max_steps=2, limit_val_batches=0).fit(
+        again, DataLoader(items(4), 2), ckpt_path=tmp_path / "last.ckpt", weights_only=True
+    )
+    with pytest.raises(CheckpointError, match=r"backbone\.pth"):
+        trainer(tmp_path).fit(SPGNetRecipe(RESNET | {"backbone_weights": str(file)}), DataLoader(items(4), 2))
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "text"),
+    [
+        ({}, {"stage_weights": (1.0,)}, r"^stage_weights must be one for each of 2 stages, got \(1.0,\)"),
+        ({}, {"stage_weights": (-1.0, 1.0)}, "^stage_weights must be 0 or more and not all 0"),
+        ({}, {"stage_weights": (0.0, 0.0)}, "^stage_weights must be 0 or more and not all 0"),
+        ({"detach_guidance": True}, {"stage_weights": (0.0, 1.0)}, "^stage_weights must be above 0 with detach_guid"),
+        ({"gate": True}, {}, "network has no option 'gate': there are backbone, num_classes, stages"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit_are_named(network: dict[str, Any], options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        SPGNetRecipe(NETWORK | network, **options)
+
+
+def test_the_last_stage_or_a_network_without_gates_may_go_unsupervised() -> None:
+    SPGNetRecipe(NETWORK | {"detach_guidance": True}, stage_weights=(1.0, 0.0))
+    SPGNetRecipe(NETWORK | {"detach_guidance": True, "guidance": False}, stage_weights=(0.0, 1.0))
+    SPGNetRecipe(NETWORK, stage_weights=(0.0, 1.0))
+
+
+@pytest.mark.parametrize("name", ["spgnet_cityscapes", "spgnet_world"])
+def test_packaged_configurations_are_what_the_recipe_takes(name: str) -> None:
+    config = yaml.safe_load(Path(config_file(name)).read_text())
+    assert config["model"]["class_path"] == "gingham.methods.spgnet.recipe.SPGNetRecipe"
+    recipe = SPGNetRecipe(**config["model"]["init_args"])
+    assert len(recipe.network.stages) == 2 and recipe.network.gates
+    assert isinstance(config["trainer"]["devices"], int)
