@@ -1,0 +1,1 @@
+"""PDML: scene parsing from labelled points, with a distance metric across images. See README.md here."""
