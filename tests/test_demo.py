@@ -103,6 +103,7 @@ def test_arms_differ_from_the_packaged_configuration_in_what_they_say_only(metho
             entry[last] = value
         assert settings == expected
         instantiate(settings, source=chosen.config)
+        assert settings == expected
 
 
 @pytest.mark.parametrize("method", DEMOS)

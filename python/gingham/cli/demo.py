@@ -337,7 +337,7 @@ def _course_lines(
     demo: Demo, results: Mapping[Run, Mapping[str, float]], course: Mapping[str, list[float]]
 ) -> list[str]:
     """The mean course of a metric for each arm that has it."""
-    if demo.course is None:
+    if demo.course is None or not any(course.values()):
         return []
     lines = ["", f"Mean {demo.course} during training, times 100:", ""]
     for arm in demo.arms:

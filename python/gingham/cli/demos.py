@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-_NETWORK = "model.init_args.network."
+_RECIPE = "model.init_args."
+_NETWORK = _RECIPE + "network."
 _CALLBACK = "trainer.callbacks.0.init_args."
 _NO_LABEL_FILES = {_CALLBACK + "write_labels": False}
 
@@ -82,6 +83,24 @@ DEMOS = {
         quick=Length((1600, 300, 300), {"trainer.max_epochs": 6}, ("R=0", "R=2")),
         smoke=Length((64, 16, 16), {"trainer.max_epochs": 1}, ("R=0", "R=2")),
     ),
+    "spgnet": Demo(
+        title="SPGNet on scenes of garments at three scales",
+        config="spgnet_world",
+        arms={
+            "stages alone": {_NETWORK + "guidance": False, _RECIPE + "stage_weights": [0.0, 1.0]},
+            "supervised stages": {_NETWORK + "guidance": False},
+            "gate without supervision": {_RECIPE + "stage_weights": [0.0, 1.0]},
+            "full": {},
+        },
+        scores=(Score("mIoU", "miou"), Score("accuracy", "pixel_accuracy")),
+        comparisons=(
+            Comparison("full", "supervised stages", floor=1.0),
+            Comparison("full", "stages alone"),
+            Comparison("full", "gate without supervision"),
+        ),
+        quick=Length(arms=("supervised stages", "full")),
+        smoke=Length((40, 10, 10), {"trainer.max_epochs": 1}, ("supervised stages", "full")),
+    ),
     "schp": Demo(
         title="SCHP on dolls with noisy labels",
         config="schp_world",
@@ -102,6 +121,37 @@ DEMOS = {
         bounds=("clean labels",),
         course="val_average_miou",
         quick=Length(arms=("base", "both")),
-        smoke=Length((40, 10, 10), {"trainer.max_epochs": 3, "trainer.check_val_every_n_epoch": 1}, ("base", "both")),
+        smoke=Length(
+            (40, 10, 10),
+            {
+                "trainer.max_epochs": 3,
+                "trainer.check_val_every_n_epoch": 1,
+                **{_CALLBACK + name: value for name, value in {"start": 1, "cycle": 1, "warmup": 0}.items()},
+            },
+            ("base", "both"),
+        ),
+    ),
+    "pdml": Demo(
+        title="PDML on scenes with one labelled pixel an object",
+        config="pdml_world",
+        arms={
+            "points": {_RECIPE + "metric": None, _RECIPE + "extension": None},
+            "metric within images": {_RECIPE + "metric.scope": "image", _RECIPE + "extension": None},
+            "metric across images": {_RECIPE + "extension": None},
+            "extension": {_RECIPE + "metric": None},
+            "metric and extension": {},
+            "all labels": {_RECIPE + "metric": None, _RECIPE + "extension": None, _RECIPE + "supervision": "labels"},
+        },
+        scores=(Score("mIoU", "miou"), Score("purity", "purity"), Score("distance ratio, x100", "distance_ratio")),
+        comparisons=(
+            Comparison("metric and extension", "points", floor=3.0),
+            Comparison("metric across images", "points"),
+            Comparison("metric across images", "metric within images"),
+            Comparison("extension", "points"),
+            Comparison("metric and extension", "extension"),
+        ),
+        bounds=("all labels",),
+        quick=Length(arms=("points", "metric and extension")),
+        smoke=Length((16, 4, 4), {"trainer.max_epochs": 1}, ("points", "metric and extension")),
     ),
 }

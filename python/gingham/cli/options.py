@@ -9,6 +9,7 @@ import re
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def instantiate(config: Mapping[str, Any], *, source: str) -> Any:
     content = {name: config[name] for name in ("model", "data")}
     content["callbacks"] = config.get("trainer", {}).get("callbacks") or []
     try:
-        return parser.instantiate_classes(parser.parse_object(content))
+        # A copy: parsing puts objects of its own into what it is given.
+        return parser.instantiate_classes(parser.parse_object(deepcopy(content)))
     except (ArgumentError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{source}: {error}") from error
 
