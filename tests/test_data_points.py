@@ -15,7 +15,7 @@ from scipy import ndimage
 from torch.utils.data import DataLoader
 
 from gingham.data import CueScenes, LabelSpace, SegmentationDataset, SegmentationItem
-from gingham.data.pascal_context import PASCAL_CONTEXT_LABELS, PASCAL_CONTEXT_OFFICIAL_LABELS, PascalContext
+from gingham.data.pascal_context import PASCAL_CONTEXT_ALPHABETICAL_LABELS, PASCAL_CONTEXT_LABELS, PascalContext
 from gingham.data.point_formats import (
     read_ade20k_points,
     read_bearman_points,
@@ -392,14 +392,14 @@ def test_evaluation_keeps_points() -> None:
 
 
 def test_context_has_its_59_classes_in_the_official_order() -> None:
-    for space in (PASCAL_CONTEXT_LABELS, PASCAL_CONTEXT_OFFICIAL_LABELS):
+    for space in (PASCAL_CONTEXT_LABELS, PASCAL_CONTEXT_ALPHABETICAL_LABELS):
         assert space.num_classes == len(set(space.names)) == len(set(space.palette)) == 59
         named = {1: "aeroplane", 15: "person", 25: "building", 36: "grass", 37: "ground", 50: "sky", 54: "tree"}
         assert {number: space.names[number - 1] for number in named} == named
         assert (space.names[55], space.names[58]) == ("wall", "wood")
         decoded = space.decode(np.arange(60, dtype=np.uint8)[None], "values")[0]
         assert decoded[0] == 255 and sorted(decoded[1:].tolist()) == list(range(59))
-    assert PASCAL_CONTEXT_OFFICIAL_LABELS.values == tuple(range(1, 60))
+    assert PASCAL_CONTEXT_LABELS.values == tuple(range(1, 60))
     by_alphabet = {
         "aeroplane": 1,
         "bag": 2,
@@ -410,7 +410,8 @@ def test_context_has_its_59_classes_in_the_official_order() -> None:
         "person": 37,
         "wood": 59,
     }
-    values = dict(zip(PASCAL_CONTEXT_LABELS.names, PASCAL_CONTEXT_LABELS.values, strict=True))
+    alphabetical = PASCAL_CONTEXT_ALPHABETICAL_LABELS
+    values = dict(zip(alphabetical.names, alphabetical.values, strict=True))
     assert {name: values[name] for name in by_alphabet} == by_alphabet
 
 
@@ -428,17 +429,17 @@ def make_context(root: Path) -> list[str]:
     return names
 
 
-def test_context_is_read_from_the_layout_of_mmsegmentation(tmp_path: Path) -> None:
+def test_context_is_read_in_either_numbering(tmp_path: Path) -> None:
     names = make_context(tmp_path)
     dataset = PascalContext(tmp_path, "train")
     assert [item["name"] for item in dataset] == names
-    person, bag = dataset.class_names.index("person"), dataset.class_names.index("bag")
-    expected = torch.full((6, 10), person)
-    expected[0, -1] = bag
+    expected = torch.full((6, 10), dataset.class_names.index("ground"))
+    expected[0, -1] = dataset.class_names.index("bicycle")
     assert torch.equal(dataset[0]["label"], expected) and dataset[0]["image"].shape == (3, 6, 10)
     assert (dataset[1]["label"] == 255).sum() == 59
-    official = PascalContext(tmp_path, "train", labels=PASCAL_CONTEXT_OFFICIAL_LABELS)
-    assert official.class_names[int(official[0]["label"][0, 0])] == "ground"
+    converted = PascalContext(tmp_path, "train", labels=PASCAL_CONTEXT_ALPHABETICAL_LABELS)
+    assert converted.class_names[int(converted[0]["label"][0, 0])] == "person"
+    assert converted.class_names[int(converted[0]["label"][0, -1])] == "bag"
 
 
 def test_missing_context_files_are_named(tmp_path: Path) -> None:
@@ -471,7 +472,7 @@ def test_scenes_have_one_point_on_each_garment_and_one_on_the_background() -> No
         on = parts[points[1:, 1].int(), points[1:, 2].int()]
         assert len(np.unique(on)) == count <= 8  # garments may touch
     present = {int(value) for index in range(30) for value in dataset[index]["label"].unique()}
-    assert present == set(range(scenes.num_classes)) and scenes.class_names[6] == "trousers"
+    assert present == set(range(scenes.num_classes)) and scenes.class_names[3] == "trousers"
 
 
 def test_a_scene_and_its_points_depend_on_split_and_index_alone() -> None:

@@ -22,11 +22,15 @@ from gingham.methods.pdml.objective import contrastive_metric, pool_points, prot
 from gingham.methods.pdml.recipe import DistanceMetric, LabelExtension, PDMLRecipe
 from gingham.methods.segmentation_data import SegmentationData
 from gingham.methods.segmentation_recipe import Refinement
+from gingham.metrics import SegmentationMeter
+from gingham.metrics.embedding_purity import EmbeddingPurity
 from gingham.nn.point_sampling import sample_at_points
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NETWORK: dict[str, Any] = {
     "backbone": "small",
-    "num_classes": 9,
+    "num_classes": 6,
     "head_channels": 8,
     "bins": (1, 2),
     "output_stride": 4,
@@ -92,7 +96,7 @@ def test_a_training_logs_its_terms_and_a_test_its_purity(tmp_path: Path) -> None
     terms = {"loss", "loss_points", "loss_metric", "metric_mean", "metric_active", "images_without_points"}
     terms |= {"loss_extension", "extension_coverage", "extension_accuracy"}
     scores = {"val_miou", "val_pixel_accuracy", "val_mean_accuracy", "val_purity", "val_distance_ratio"}
-    assert set(run.callback_metrics) == terms | scores | {f"val_iou/{index:02d}" for index in range(9)}
+    assert set(run.callback_metrics) == terms | scores | {f"val_iou/{index:02d}" for index in range(6)}
     assert run.callback_metrics["images_without_points"] == 0
     assert 0 < run.callback_metrics["extension_coverage"] <= 1
     (tested,) = run.test(made, val_loader(), verbose=False)
@@ -173,7 +177,7 @@ def test_the_memory_is_filled_and_is_part_of_a_checkpoint(tmp_path: Path) -> Non
     run.fit(made, train_loader())
     assert made.memory is not None
     features, labels = made.memory.contents()
-    assert 9 <= len(features) <= 27 and not features.requires_grad and features.any()
+    assert 6 <= len(features) <= 18 and not features.requires_grad and features.any()
     run.save_checkpoint(tmp_path / "last.ckpt")
     again = recipe(metric=DistanceMetric(warmup_epochs=5, memory=3))
     trainer(tmp_path).validate(again, val_loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=True, verbose=False)
@@ -222,7 +226,7 @@ def test_dense_labels_are_an_upper_bound_without_points(batch: Any) -> None:
     torch.testing.assert_close(
         made.loss(output, without, None), torch.nn.functional.cross_entropy(full, batch["label"])
     )
-    soft = torch.nn.functional.one_hot(batch["label"], 9).movedim(-1, 1).float()
+    soft = torch.nn.functional.one_hot(batch["label"], 6).movedim(-1, 1).float()
     refined = Refinement(soft, None, 0.5)
     torch.testing.assert_close(made.loss(output, without, refined), made.loss(output, without, None))
     with_metric = recipe(supervision="labels", metric=DistanceMetric(warmup_epochs=0))
@@ -272,7 +276,7 @@ def test_batches_without_points_and_refined_labels_are_refused(batch: Any) -> No
     with pytest.raises(DataError, match=r"the batches have no points: .*--data\.points"):
         made.loss(output, {"image": batch["image"], "label": batch["label"]}, None)
     with pytest.raises(ValueError, match="refined labels need supervision 'labels'"):
-        made.loss(output, batch, Refinement(torch.zeros(4, 9, 64, 64), None, 0.5))
+        made.loss(output, batch, Refinement(torch.zeros(4, 6, 64, 64), None, 0.5))
 
 
 @pytest.mark.parametrize(
@@ -296,7 +300,7 @@ def test_options_outside_their_range_are_named(options: dict[str, Any]) -> None:
 def test_a_projection_without_a_metric_is_refused() -> None:
     with pytest.raises(ValueError, match="metric must be given where the network has metric_channels"):
         recipe({"metric_channels": 4})
-    assert recipe({"metric_channels": 4}, metric=DistanceMetric(memory=2)).memory.features.shape == (9, 2, 4)
+    assert recipe({"metric_channels": 4}, metric=DistanceMetric(memory=2)).memory.features.shape == (6, 2, 4)
 
 
 @pytest.mark.parametrize(
@@ -342,6 +346,58 @@ def test_packaged_configurations_fit_their_data(name: str) -> None:
     assert made.num_classes == SegmentationData(**config["data"]["init_args"]).label_space().num_classes
     assert config["data"]["init_args"]["points"] is not None
     assert isinstance(config["trainer"]["devices"], int)
+
+
+def textures(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Images of four textures in wavy bands [B, 3, 64, 64], their labels, and one point for each class [B, 4, 3]."""
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    waves = torch.stack([torch.sin(y * 1.2), torch.sin(x * 1.2), torch.sin((x + y) * 0.9), torch.sin(y) * torch.sin(x)])
+    images, labels = torch.empty(count, 3, 64, 64), torch.empty(count, 64, 64, dtype=torch.int64)
+    points = torch.empty(count, 4, 3)
+    for index in range(count):
+        order = torch.randperm(4, generator=generator)
+        band = ((x + 6 * torch.sin(y / 9 + index)).clamp(0, 63) // 16).long()
+        labels[index] = order[band]
+        gain = 0.5 + torch.rand(3, 1, 1, generator=generator)
+        noise = 0.8 * torch.randn(3, 64, 64, generator=generator)
+        images[index] = waves.gather(0, labels[index][None])[0] * gain + noise
+        for kind in range(4):
+            places = (labels[index] == kind).nonzero()
+            place = places[torch.randint(len(places), (), generator=generator)]
+            points[index, kind] = torch.tensor([kind, *place.tolist()])
+    return images, labels, points
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_metric_draws_classes_apart_and_costs_no_accuracy() -> None:
+    images, labels, points = textures(32, seed=0)
+    shown, truth, _ = textures(16, seed=1)
+    ratios, accuracies = [], []
+    for seed in range(3):
+        for metric in (None, DistanceMetric(warmup_epochs=0, weight=0.3)):
+            torch.manual_seed(seed)
+            made = PDMLRecipe(NETWORK | {"num_classes": 4}, metric=metric)
+            optimizer = torch.optim.AdamW(made.network.parameters(), lr=0.01)
+            for step in range(60):
+                batch = slice(8 * (step % 4), 8 * (step % 4) + 8)
+                values = {"image": images[batch], "label": labels[batch], "points": points[batch]}
+                loss = made.loss(made.network(values["image"]), values, None)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            made.eval()
+            with torch.no_grad():
+                output = made.network(shown)
+            meter, scores = EmbeddingPurity(2), SegmentationMeter(4)
+            meter.update(output.features, truth)
+            scores.update(made(shown).argmax(1), truth)
+            ratios.append(float(meter.compute().distance_ratio))
+            accuracies.append(100 * float(scores.compute().miou))
+    assert all(with_metric > 1.02 * without for without, with_metric in zip(ratios[::2], ratios[1::2], strict=True))
+    assert sum(accuracies[1::2]) / 3 > sum(accuracies[::2]) / 3 - 1
+    assert min(accuracies) > 25  # both have learned: one class everywhere has 6
 
 
 def _train_share(rank: int, folder: str, results: Any) -> None:

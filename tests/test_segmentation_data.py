@@ -9,7 +9,9 @@ import torch
 
 pytest.importorskip("lightning")
 from gingham.data import CueScenes
-from gingham.data.wardrobe import write_cityscapes
+from gingham.data.points import PointSet, write_points
+from gingham.data.wardrobe import Dolls, write_cityscapes, write_lip
+from gingham.data.wardrobe.point_scenes import PointScenes
 from gingham.errors import DataError
 from gingham.methods.segmentation_data import EpochBatches, FilledUp, SeededItems, SegmentationData, ShareOfItems
 
@@ -130,3 +132,37 @@ def test_too_few_images_for_a_batch() -> None:
         small(batch_size=8).train_dataloader()
     with pytest.raises(DataError, match="the val split of wardrobe has no images"):
         SegmentationData(lengths=(1, 0, 0)).setup("fit")
+
+
+def test_points_that_lie_on_other_classes_are_refused(tmp_path: Path) -> None:
+    scenes = PointScenes("train", 8)
+    points = tmp_path / "points.txt"
+    options = {"name": "wardrobe_points", "lengths": (8, 2, 2), "points": str(points), "crop": 64, "scales": None}
+    write_points(points, scenes.points)
+    data = SegmentationData(**options)  # type: ignore[arg-type]
+    data.setup("fit")
+    assert {"image", "label", "name", "points"} == data.dataset("train")[0].keys()
+    assert "points" not in data.dataset("val")[0]
+    swapped = {name: rows[:, [0, 2, 1]] for name, rows in scenes.points.points.items()}
+    write_points(points, PointSet(scenes.num_classes, swapped, source="swapped"))
+    with pytest.raises(DataError, match=r"points\.txt: only \d+ of 72 points looked at lie on their own class"):
+        SegmentationData(**options).setup("fit")  # type: ignore[arg-type]
+
+
+def test_own_classes_are_read_in_a_published_layout(tmp_path: Path) -> None:
+    write_lip(tmp_path, Dolls("train", 2))
+    names = ("background", "left a", "right a", "b", "c", "d", "e", "f")
+    data = SegmentationData("lip", str(tmp_path), classes=names)
+    assert data.label_space().names == names
+    assert data.label_space().mirror_pairs == ((1, 2),)
+    assert torch.equal(data.dataset("train").read(0)["label"], Dolls("train", 1)[0]["label"])
+    for options, text in (
+        ({"name": "moon"}, "name must be one of wardrobe"),
+        ({"classes": "moon"}, "classes must be names"),
+        ({"points": "instances"}, "points 'instances' are those of wardrobe_points"),
+        ({"points": "per_class", "augmentation": "person"}, "points cannot be augmented"),
+        ({"augmentation": "both"}, "augmentation must be"),
+        ({"normalization": "both"}, "normalization must be"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            SegmentationData(**options)  # type: ignore[arg-type]

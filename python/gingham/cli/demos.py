@@ -145,12 +145,11 @@ DEMOS = {
         scores=(Score("mIoU", "miou"), Score("purity", "purity"), Score("distance ratio, x100", "distance_ratio")),
         comparisons=(
             Comparison("metric and extension", "points", floor=3.0),
-            Comparison("metric across images", "points"),
+            Comparison("metric across images", "points", floor=3.0),
             Comparison("metric across images", "metric within images"),
             Comparison("extension", "points"),
             Comparison("metric and extension", "extension"),
         ),
-        bounds=("all labels",),
         quick=Length(arms=("points", "metric and extension")),
         smoke=Length((16, 4, 4), {"trainer.max_epochs": 1}, ("points", "metric and extension")),
     ),

@@ -16,18 +16,18 @@ shelves, sidewalk, sky, snow, bedclothes, track, tree, truck, wall, water, windo
 """
 _CLASSES = tuple(" ".join(name.split()) for name in _NAMES.split(","))
 
-#: The 59 classes in the official order, for label files that mmsegmentation's converter wrote: it numbers the classes
-#: from 1 in the order of the alphabet. 0, "background", is ignored.
+#: The 59 classes, 1 to 59 in the files in the official order (of the list ``59_labels.txt`` and the public point file);
+#: 0, "background", is ignored.
 PASCAL_CONTEXT_LABELS = LabelSpace(
+    names=_CLASSES, palette=bit_interleaved_palette(60)[1:], values=tuple(range(1, 60)), ignored=(0,)
+)
+
+#: The same classes, for label files that mmsegmentation's converter wrote, whose numbers follow the alphabet.
+PASCAL_CONTEXT_ALPHABETICAL_LABELS = LabelSpace(
     names=_CLASSES,
     palette=bit_interleaved_palette(60)[1:],
     values=tuple(1 + sorted(_CLASSES).index(name) for name in _CLASSES),
     ignored=(0,),
-)
-
-#: The same classes, for label files that number them from 1 in the official order, as the list ``59_labels.txt``.
-PASCAL_CONTEXT_OFFICIAL_LABELS = LabelSpace(
-    names=_CLASSES, palette=bit_interleaved_palette(60)[1:], values=tuple(range(1, 60)), ignored=(0,)
 )
 
 
@@ -42,7 +42,7 @@ class PascalContext(FolderSegmentation):
     Args:
         root: the folder ``VOCdevkit/VOC2010``.
         split: "train", "val", or another list in ``ImageSets/SegmentationContext``.
-        labels: the classes; `PASCAL_CONTEXT_OFFICIAL_LABELS` for label files in the official order.
+        labels: the classes; `PASCAL_CONTEXT_ALPHABETICAL_LABELS` for files of mmsegmentation's converter.
         require_labels: whether every image of the list must be there, with its label file. If not, `read` refuses
             images that are missing, and `gingham.data.check_dataset` lists them.
         transform: applied to each item.

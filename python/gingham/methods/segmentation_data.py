@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning
 import torch
@@ -23,10 +23,10 @@ from gingham.data.cityscapes import CITYSCAPES_LABELS
 from gingham.data.labels import LabelSpace, bit_interleaved_palette
 from gingham.data.lip import CIHP_LABELS, LIP, LIP_LABELS
 from gingham.data.name_list import read_names
-from gingham.data.pascal_context import PASCAL_CONTEXT_LABELS, PascalContext
+from gingham.data.pascal_context import PASCAL_CONTEXT_ALPHABETICAL_LABELS, PASCAL_CONTEXT_LABELS, PascalContext
 from gingham.data.person_part import PERSON_PART_LABELS
 from gingham.data.person_warp import PersonAugmentation
-from gingham.data.points import PointGenerator, PointSource, WithPoints, collate_points, read_points
+from gingham.data.points import PointGenerator, PointSource, WithPoints, collate_points, point_agreement, read_points
 from gingham.data.segmentation import SegmentationItem, Transform
 from gingham.data.transforms import (
     EvaluationTransform,
@@ -77,6 +77,7 @@ _LABELS = {
     "ade20k": ADE20K_LABELS,
     "voc": VOC_LABELS,
     "pascal_context": PASCAL_CONTEXT_LABELS,
+    "pascal_context_alphabetical": PASCAL_CONTEXT_ALPHABETICAL_LABELS,
     "lip": LIP_LABELS,
     "cihp": CIHP_LABELS,
     "atr": ATR_LABELS,
@@ -270,8 +271,8 @@ class SegmentationData(lightning.LightningDataModule):
             raise ValueError(f"augmentation must be 'crop' or 'person', got {augmentation!r}")
         if normalization not in _NORMALIZATIONS:
             raise ValueError(f"normalization must be one of {', '.join(_NORMALIZATIONS)}, got {normalization!r}")
-        if name not in _LABELS:
-            raise ValueError(f"name must be one of {', '.join(_LABELS)}, got {name!r}")
+        if name not in get_args(DatasetName):
+            raise ValueError(f"name must be one of {', '.join(get_args(DatasetName))}, got {name!r}")
         if isinstance(classes, str) and classes not in _LABELS:
             raise ValueError(f"classes must be names of your own or one of {', '.join(_LABELS)}, got {classes!r}")
         if points is not None and augmentation == "person":
@@ -379,9 +380,21 @@ class SegmentationData(lightning.LightningDataModule):
         return self.labels
 
     def setup(self, stage: str) -> None:
+        if stage == "fit" and isinstance(source := self.dataset("train"), WithPoints):
+            self._require_points_on_their_classes(source)
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ()):
             if len(self.dataset(split)) == 0:
                 raise DataError(f"the {split} split of {self.name} has no images")
+
+    def _require_points_on_their_classes(self, dataset: WithPoints) -> None:
+        """Points of which most lie on other classes are in another order, or number the classes otherwise."""
+        looked_at = range(0, len(dataset), max(1, len(dataset) // 20))
+        found = point_agreement(dataset, looked_at)
+        if found.labelled and found.agreeing < found.labelled / 2:
+            raise DataError(
+                f"{self.points}: only {found.agreeing} of {found.labelled} points looked at lie on their own class; are "
+                "they those of these images, in the order c,y,x, and do labels and points number the classes alike?"
+            )
 
     def _process(self) -> tuple[int, int]:
         trainer = self.trainer

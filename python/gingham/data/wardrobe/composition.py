@@ -1,4 +1,4 @@
-"""Scenes in general: garments with class, box and mask on a photograph, none of them covered, and data sets of scenes."""
+"""Scenes in general: garments with class, box and mask on a photograph, none covered, and data sets of scenes."""
 
 from __future__ import annotations
 
