@@ -16,6 +16,7 @@ from gingham.data import Cityscapes, CueScenes, check_dataset
 from gingham.data.wardrobe import CUE_LABELS, Category, load_wardrobe, make_cue_scene, write_cityscapes
 from gingham.data.wardrobe.assets import notices
 from gingham.data.wardrobe.composition import Scene
+from gingham.data.wardrobe.scale_scenes import SCALE_LABELS, SCALES, ScaleScenes, make_scale_scene
 from gingham.errors import DataError
 
 BAG, BOOT = Category.BAG, Category.ANKLE_BOOT
@@ -294,3 +295,133 @@ def test_writing_again_replaces_and_never_mixes(tmp_path: Path) -> None:
         f"{folder}: holds 1 other images, such as wardrobe_val_000002_leftImg8bit.png; choose an empty folder"
     )
     assert len(Cityscapes(tmp_path, "val")) == 3
+
+
+# Three scales and a coloured bag
+
+
+def test_cue_scenes_are_what_they_have_always_been() -> None:
+    """Results that were published on them stay comparable."""
+    total = hashlib.sha256()
+    for split in ("train", "val", "test"):
+        for index in range(10):
+            scene = make_cue_scene(split, index)
+            total.update(scene.image.tobytes() + scene.label.tobytes())
+    assert total.hexdigest() == "ae1292b7d414cb9d070a7f1a20f19293357995c7fd289488d799223f76bc1e36"
+
+
+@pytest.fixture(scope="module")
+def scale_scenes() -> list[Scene]:
+    return [make_scale_scene("train", index) for index in range(400)]
+
+
+def test_scale_scene_is_an_item_like_any_other() -> None:
+    dataset = ScaleScenes("train", 3)
+    item = dataset[2]
+    assert item["image"].dtype == torch.uint8 and item["image"].shape == (3, 64, 64)
+    assert item["label"].dtype == torch.int64 and item["label"].shape == (64, 64)
+    assert [dataset.class_names[index] for index in dataset.trousers] == [
+        "trousers with red bag",
+        "trousers with blue bag",
+    ]
+    np.testing.assert_array_equal(item["image"].permute(1, 2, 0).numpy(), make_scale_scene("train", 2).image)
+    np.testing.assert_array_equal(item["label"].numpy(), make_scale_scene("train", 2).label)
+
+
+def test_scale_scene_depends_on_split_and_index_alone() -> None:
+    long, short = ScaleScenes("train", 1000), ScaleScenes("train", 8, cache=True)
+    long.read(999)
+    for index in (7, 0, 3):
+        assert torch.equal(long[index]["image"], short[index]["image"])
+        assert torch.equal(long[index]["label"], short[index]["label"])
+    pictures = {
+        digest(make_scale_scene(split, index).image) for split in ("train", "val", "test") for index in range(9)
+    }
+    assert len(pictures) == 27
+
+
+def test_garments_come_at_three_scales(scale_scenes: list[Scene]) -> None:
+    sides = np.array(
+        [
+            max(instance.box[2] - instance.box[0], instance.box[3] - instance.box[1])
+            for scene in scale_scenes
+            for instance in scene.instances[1:]
+        ]
+    )
+    shares = [np.mean((low * 64 <= sides) & (sides <= high * 64)) for low, high in SCALES]
+    assert min(shares) > 0.25 and sum(shares) > 0.9, "few garments had to shrink"
+    bags = [max(scene.instances[0].box[2:]) - min(scene.instances[0].box[:2]) for scene in scale_scenes]
+    assert min(bags) >= 15
+
+
+def test_one_bag_whose_colour_decides_the_class(scale_scenes: list[Scene]) -> None:
+    red_bags = 0
+    for scene in scale_scenes:
+        bags = [instance for instance in scene.instances if instance.category == BAG]
+        assert bags == [scene.instances[0]] and len(scene.instances) == 8
+        red, _, blue = scene.image[bags[0].mask].mean(0)
+        trousers = {instance.label for instance in scene.instances if instance.category == Category.TROUSERS}
+        assert trousers == {ScaleScenes.trousers[0 if red > blue else 1]}
+        red_bags += red > blue
+    assert abs(red_bags / len(scale_scenes) - 0.5) < 3 * 0.5 / np.sqrt(len(scale_scenes))
+
+
+def test_without_the_bag_the_class_is_undecidable() -> None:
+    for index in range(40):
+        red, blue = (make_scale_scene("train", index, colour=colour) for colour in ("red", "blue"))
+        drawn = make_scale_scene("train", index)
+        twin = red if ScaleScenes.trousers[0] in drawn.label else blue
+        np.testing.assert_array_equal(drawn.image, twin.image)
+        np.testing.assert_array_equal(drawn.label, twin.label)
+        top, left, bottom, right = red.instances[0].box
+        assert red.instances[0].box == blue.instances[0].box
+        hidden = np.zeros((64, 64), bool)
+        hidden[top:bottom, left:right] = True
+        np.testing.assert_array_equal(red.image[~hidden], blue.image[~hidden])
+        swapped = np.where(red.label == ScaleScenes.trousers[0], ScaleScenes.trousers[1], red.label)
+        np.testing.assert_array_equal(swapped, blue.label)
+
+
+def test_decoys_come_in_the_colours_of_bags() -> None:
+    """Red and blue garments beside the bag: all of them, none, or the share that is asked for."""
+
+    def share(decoys: float) -> float:
+        coloured = []
+        for index in range(60):
+            for instance in make_scale_scene("val", index, decoys=decoys).instances[1:]:
+                red, green, blue = make_scale_scene("val", index, decoys=decoys).image[instance.mask].mean(0)
+                coloured.append(min(red, blue) < 0.2 * max(red, blue) and green < 0.35 * max(red, blue))
+        return float(np.mean(coloured))
+
+    shares = [share(decoys) for decoys in (0.0, 0.2, 1.0)]
+    assert shares[0] < 0.02
+    assert 0.1 < shares[1] < 0.3
+    assert shares[2] > 0.8
+
+
+@pytest.mark.parametrize(("size", "garments"), [(32, 10), (64, 4), (128, 10)])
+def test_scale_scenes_of_other_sizes(size: int, garments: int) -> None:
+    for index in range(3):
+        scene = make_scale_scene("test", index, size=size, garments=garments)
+        assert scene.image.shape == (size, size, 3) and len(scene.instances) == garments
+        assert all(instance.mask.any() for instance in scene.instances)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"length": -1}, "length must be 0 or above, got -1"),
+        ({"length": 1, "size": 16}, "size must be 32 or above, got 16"),
+        ({"length": 1, "garments": 3}, "garments must be 4 to 10, got 3"),
+        ({"length": 1, "decoys": 1.5}, "decoys must be 0 to 1, got 1.5"),
+    ],
+)
+def test_wrong_arguments_of_scale_scenes_are_named(arguments: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=f"^{text}$"):
+        ScaleScenes("train", **arguments)
+
+
+def test_scale_scenes_go_to_disk_and_back(tmp_path: Path) -> None:
+    write_cityscapes(tmp_path, ScaleScenes("val", 3))
+    for expected, item in zip(ScaleScenes("val", 3), Cityscapes(tmp_path, "val", labels=SCALE_LABELS), strict=True):
+        assert torch.equal(item["image"], expected["image"]) and torch.equal(item["label"], expected["label"])

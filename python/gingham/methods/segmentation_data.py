@@ -40,6 +40,7 @@ from gingham.data.voc import VOC_LABELS
 from gingham.data.wardrobe import CUE_LABELS
 from gingham.data.wardrobe.dolls import DOLL_LABELS, Dolls
 from gingham.data.wardrobe.point_scenes import POINT_SCENE_LABELS, PointScenes
+from gingham.data.wardrobe.scale_scenes import SCALE_LABELS, ScaleScenes
 from gingham.errors import DataError
 
 DatasetName = Literal[
@@ -70,7 +71,7 @@ _READERS: dict[str, Any] = {
 
 _LABELS = {
     "wardrobe": CUE_LABELS,
-    "wardrobe_scales": CUE_LABELS,
+    "wardrobe_scales": SCALE_LABELS,
     "wardrobe_points": POINT_SCENE_LABELS,
     "wardrobe_dolls": DOLL_LABELS,
     "cityscapes": CITYSCAPES_LABELS,
@@ -392,8 +393,8 @@ class SegmentationData(lightning.LightningDataModule):
         found = point_agreement(dataset, looked_at)
         if found.labelled and found.agreeing < found.labelled / 2:
             raise DataError(
-                f"{self.points}: only {found.agreeing} of {found.labelled} points looked at lie on their own class; are "
-                "they those of these images, in the order c,y,x, and do labels and points number the classes alike?"
+                f"{self.points}: only {found.agreeing} of {found.labelled} points looked at lie on their own class; "
+                "are they of these images, in the order c,y,x, and do labels and points number the classes alike?"
             )
 
     def _process(self) -> tuple[int, int]:

@@ -32,7 +32,8 @@ CUE_LABELS = LabelSpace(
 
 _DISTRACTORS = (Category.T_SHIRT, Category.PULLOVER, Category.DRESS, Category.COAT, Category.SHIRT)
 _CUES = (Category.BAG, Category.ANKLE_BOOT)
-_CLASS = {
+#: The class index of every category whose class does not depend on the cue.
+CLASS_OF_CATEGORY = {
     Category.T_SHIRT: 1,
     Category.PULLOVER: 1,
     Category.COAT: 1,
@@ -42,7 +43,8 @@ _CLASS = {
     Category.ANKLE_BOOT: 4,
 }
 _TROUSERS = {Category.BAG: 5, Category.ANKLE_BOOT: 6}  # by the cue of the scene
-_FEWEST_TROUSERS, _MOST_TROUSERS = 2, 4
+#: How many trousers a scene holds at least and at most.
+FEWEST_TROUSERS, MOST_TROUSERS = 2, 4
 _GARMENT_SIDES = (14 / 64, 20 / 64)  # of the picture's side
 
 
@@ -83,13 +85,13 @@ def make_cue_scene(split: str, index: int, *, size: int = 64, garments: int = 8,
     composition.reserve(top, left, cue_side, cue_side)
     height, width = garment.alpha.shape
     place = (top + (cue_side - height) // 2, left + (cue_side - width) // 2)
-    composition.add(shown, _CLASS[shown], garment, random_tint(rng), *place)
+    composition.add(shown, CLASS_OF_CATEGORY[shown], garment, random_tint(rng), *place)
 
     # Then the trousers, which are to be found in every scene, then garments that mean nothing.
-    trousers = int(rng.integers(_FEWEST_TROUSERS, min(_MOST_TROUSERS, garments - 2) + 1))
+    trousers = int(rng.integers(FEWEST_TROUSERS, min(MOST_TROUSERS, garments - 2) + 1))
     for number in range(garments - 1):
         category = Category.TROUSERS if number < trousers else _DISTRACTORS[rng.integers(len(_DISTRACTORS))]
-        class_index = _TROUSERS[shown] if category == Category.TROUSERS else _CLASS[category]
+        class_index = _TROUSERS[shown] if category == Category.TROUSERS else CLASS_OF_CATEGORY[category]
         garment, top, left = composition.fit(category, composition.random_piece(), side())
         composition.add(category, class_index, garment, random_tint(rng), top, left)
     return composition.scene()
