@@ -136,7 +136,11 @@ DEMOS = {
         config="pdml_world",
         arms={
             "points": {_RECIPE + "metric": None, _RECIPE + "extension": None},
-            "metric within images": {_RECIPE + "metric.scope": "image", _RECIPE + "extension": None},
+            "metric within images": {
+                _RECIPE + "metric.scope": "image",
+                _RECIPE + "metric.memory": 0,
+                _RECIPE + "extension": None,
+            },
             "metric across images": {_RECIPE + "extension": None},
             "extension": {_RECIPE + "metric": None},
             "metric and extension": {},
