@@ -92,7 +92,7 @@ DEMOS = {
             "gate without supervision": {_RECIPE + "stage_weights": [0.0, 1.0]},
             "full": {},
         },
-        scores=(Score("mIoU", "miou"), Score("accuracy", "pixel_accuracy")),
+        scores=(Score("mIoU", "miou"), Score("trousers-IoU", "focus_iou")),
         comparisons=(
             Comparison("full", "supervised stages", floor=1.0),
             Comparison("full", "stages alone"),

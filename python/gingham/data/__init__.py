@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gingham.data.points import WithPoints, read_points
     from gingham.data.segmentation import SegmentationDataset, SegmentationItem
     from gingham.data.voc import VOCSegmentation
-    from gingham.data.wardrobe import CueScenes, Dolls
+    from gingham.data.wardrobe import CueScenes, Dolls, PointScenes, ScaleScenes
 
 _HOME = {
     "ADE20K": "ade20k",
@@ -27,6 +27,8 @@ _HOME = {
     "Cityscapes": "cityscapes",
     "CueScenes": "wardrobe",
     "Dolls": "wardrobe",
+    "PointScenes": "wardrobe",
+    "ScaleScenes": "wardrobe",
     "IGNORE_INDEX": "labels",
     "LabelSpace": "labels",
     "LIP": "lip",
@@ -47,6 +49,8 @@ __all__ = [
     "Dolls",
     "LabelSpace",
     "PascalContext",
+    "PointScenes",
+    "ScaleScenes",
     "SegmentationDataset",
     "SegmentationItem",
     "VOCSegmentation",

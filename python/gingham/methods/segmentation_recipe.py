@@ -152,6 +152,10 @@ class SegmentationRecipe(lightning.LightningModule, ABC):
         """The modules of a network that ``backbone_weights`` are for."""
         return [network.backbone]
 
+    def corners_align(self, size: tuple[int, int] | torch.Size) -> bool:
+        """Whether maps of images of this size (H, W) are resized with aligned corners."""
+        return self.align_corners
+
     # -------------------------------------------------------------------------------------------- training
 
     def setup(self, stage: str) -> None:
@@ -208,14 +212,17 @@ class SegmentationRecipe(lightning.LightningModule, ABC):
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K, H, W] of images [B, 3, H, W], by the recipe's way of evaluation."""
 
+        seen = (self.tile, self.tile) if self.evaluation == "sliding" else images.shape[-2:]
+        align_corners = self.corners_align(seen)
+
         def network(x: Tensor) -> Tensor:
             logits: Tensor = self.network(x.contiguous(memory_format=torch.channels_last)).logits
             return logits
 
         def one_scale(x: Tensor) -> Tensor:
             if self.evaluation == "sliding":
-                return sliding_window(network, x, tile=self.tile, align_corners=self.align_corners)
-            return whole_image(network, x, align_corners=self.align_corners)
+                return sliding_window(network, x, tile=self.tile, align_corners=align_corners)
+            return whole_image(network, x, align_corners=align_corners)
 
         if self.scales == (1.0,) and not self.flip:
             return one_scale(images)
@@ -225,7 +232,7 @@ class SegmentationRecipe(lightning.LightningModule, ABC):
             scales=self.scales,
             flip=self.flip,
             mirror_pairs=self.mirror_pairs,
-            align_corners=self.align_corners,
+            align_corners=align_corners,
         )
 
     def predict_classes(self, images: Tensor) -> Tensor:

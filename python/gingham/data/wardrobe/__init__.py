@@ -11,18 +11,25 @@ from gingham.data.wardrobe.cue_scenes import CUE_LABELS, CueScenes, make_cue_sce
 from gingham.data.wardrobe.dolls import DOLL_LABELS, Dolls, corrupt_labels, make_doll
 from gingham.data.wardrobe.export import write_cityscapes, write_lip, write_voc
 from gingham.data.wardrobe.garments import Category
+from gingham.data.wardrobe.point_scenes import POINT_SCENE_LABELS, PointScenes
+from gingham.data.wardrobe.scale_scenes import SCALE_LABELS, ScaleScenes, make_scale_scene
 
 __all__ = [
     "CUE_LABELS",
     "DOLL_LABELS",
+    "POINT_SCENE_LABELS",
+    "SCALE_LABELS",
     "Category",
     "CueScenes",
     "Dolls",
+    "PointScenes",
+    "ScaleScenes",
     "Wardrobe",
     "corrupt_labels",
     "load_wardrobe",
     "make_cue_scene",
     "make_doll",
+    "make_scale_scene",
     "write_cityscapes",
     "write_lip",
     "write_voc",

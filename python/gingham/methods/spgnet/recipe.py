@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gingham.methods.segmentation_recipe import Refinement, SegmentationRecipe
@@ -69,11 +70,8 @@ class SPGNetRecipe(SegmentationRecipe):
             align_corners=self.network.corners_align(batch["image"].shape[-2:]),
         )
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, K, H, W] of images [B, 3, H, W], by the recipe's way of evaluation."""
-        size = (self.tile, self.tile) if self.evaluation == "sliding" else images.shape[-2:]
-        self.align_corners = self.network.corners_align(size)
-        return super().forward(images)
+    def corners_align(self, size: tuple[int, int] | torch.Size) -> bool:
+        return self.network.corners_align(size)
 
     def pretrained_parts(self, network: Any) -> list[nn.Module]:
         return [network.stem, *(stage.encoder for stage in network.stages)]
