@@ -33,7 +33,7 @@ from gingham.data.points import (
     write_points,
 )
 from gingham.data.transforms import EvaluationTransform, Normalize, RandomScale, RandomScaleCropFlip
-from gingham.data.wardrobe.export_context import write_pascal_context
+from gingham.data.wardrobe import write_pascal_context
 from gingham.data.wardrobe.point_scenes import POINT_SCENE_LABELS, PointScenes
 from gingham.errors import DataError
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import nn
 
-pytest.importorskip("lightning")
+pytest.importorskip("lightning", reason="training needs the extra: pip install gingham[train]")
 import lightning
 from PIL import Image
 
@@ -23,8 +23,7 @@ from gingham.cli import main
 from gingham.cli.options import config_file, instantiate
 from gingham.data.points import write_points
 from gingham.data.segmentation import SegmentationDataset
-from gingham.data.wardrobe import write_cityscapes, write_lip, write_voc
-from gingham.data.wardrobe.export_context import write_pascal_context
+from gingham.data.wardrobe import write_cityscapes, write_lip, write_pascal_context, write_voc
 from gingham.methods.segmentation_data import SegmentationData
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,7 +10,7 @@ import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-pytest.importorskip("lightning")
+pytest.importorskip("lightning", reason="training needs the extra: pip install gingham[train]")
 import lightning
 
 from gingham.cli.training import config_file

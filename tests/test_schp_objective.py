@@ -22,7 +22,6 @@ from gingham.methods.schp.objective import (
     refined_labels,
     soft_label_loss,
 )
-from gingham.methods.schp.schedule import cycles_after, cyclical_rate
 
 
 @pytest.fixture(autouse=True)
@@ -38,42 +37,6 @@ def two_classes(first: list[float]) -> Tensor:
 
 def labels_of(*rows: list[int]) -> Tensor:
     return torch.tensor([rows])
-
-
-# ---------------------------------------------------------------------------------------------------- schedule
-
-
-@pytest.mark.parametrize(
-    ("epoch", "rate"),
-    [
-        (0, 7e-5),
-        (1, 7.63e-4),
-        (5, 3.535e-3),
-        (9, 6.307e-3),
-        (10, 7e-3),
-        (55, 3.535e-3),
-        (99, 7.211078e-5),
-        (100, 3.5e-3),
-        (101, 3.416062e-3),
-        (105, 1.785e-3),
-        (109, 1.539381e-4),
-        (110, 3.5e-3),
-        (149, 1.539381e-4),
-    ],
-)
-def test_learning_rate_is_that_of_the_official_code(epoch: int, rate: float) -> None:
-    # The written values have seven digits.
-    assert cyclical_rate(epoch) == pytest.approx(rate, abs=1e-9)
-
-
-def test_cycles_never_reach_the_lowest_rate() -> None:
-    assert min(cyclical_rate(epoch) for epoch in range(100, 300)) > 1.5e-4
-
-
-def test_cycles_end_every_ten_epochs_from_the_hundredth_on() -> None:
-    ends = [epoch for epoch in range(1, 151) if cycles_after(epoch) > cycles_after(epoch - 1)]
-    assert ends == [100, 110, 120, 130, 140, 150]
-    assert [cycles_after(epoch) for epoch in ends] == [1, 2, 3, 4, 5, 6]
 
 
 # ---------------------------------------------------------------------------------------------------- edges

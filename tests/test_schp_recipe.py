@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-pytest.importorskip("lightning")
+pytest.importorskip("lightning", reason="training needs the extra: pip install gingham[train]")
 import lightning
 
 from gingham.cli.options import config_file

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from gingham.data.labels import LabelSpace, bit_interleaved_palette
-from gingham.data.name_list import listed_files
-from gingham.data.segmentation import FolderSegmentation, Transform, require_folder
+from gingham.data.segmentation import FolderSegmentation, Transform
+from gingham.data.voc import devkit_files
 
 _NAMES = """
 aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, table, dog, horse, motorbike, person, pottedplant,
@@ -66,14 +66,5 @@ class PascalContext(FolderSegmentation):
         require_labels: bool = True,
         transform: Transform | None = None,
     ) -> None:
-        root = Path(root)
-        require_folder(
-            root, "the VOC2010 folder with JPEGImages/, SegmentationClassContext/ and ImageSets/SegmentationContext/"
-        )
-        images = require_folder(root / "JPEGImages", "the images, *.jpg")
-        label_folder = root / "SegmentationClassContext"
-        if require_labels:
-            require_folder(label_folder, "the labels, *.png")
-        name_list = root / "ImageSets" / "SegmentationContext" / f"{split}.txt"
-        files = listed_files(name_list, images, label_folder, require_images=require_labels)
-        super().__init__(root, split, labels, files, require_labels=require_labels, transform=transform)
+        files = devkit_files(Path(root), split, "2010", "Context", require_labels=require_labels)
+        super().__init__(Path(root), split, labels, files, require_labels=require_labels, transform=transform)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gingham.data.labels import LabelSpace, bit_interleaved_palette
 from gingham.data.name_list import listed_files
-from gingham.data.segmentation import FolderSegmentation, Transform, require_folder
+from gingham.data.segmentation import FolderSegmentation, ImageFile, Transform, require_folder
 
 #: Background and the 20 object classes; the border of the objects, 255 in the files, is ignored.
 VOC_LABELS = LabelSpace(
@@ -70,12 +70,26 @@ class VOCSegmentation(FolderSegmentation):
         require_labels: bool = True,
         transform: Transform | None = None,
     ) -> None:
-        root = Path(root)
-        require_folder(root, "the VOC2012 folder with JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/")
-        images = require_folder(root / "JPEGImages", "the images, *.jpg")
-        label_folder = root / "SegmentationClass"
-        if require_labels:
-            require_folder(label_folder, "the labels, *.png")
-        name_list = root / "ImageSets" / "Segmentation" / f"{split}.txt"
-        files = listed_files(name_list, images, label_folder, require_images=require_labels)
-        super().__init__(root, split, labels, files, require_labels=require_labels, transform=transform)
+        files = devkit_files(Path(root), split, "2012", require_labels=require_labels)
+        super().__init__(Path(root), split, labels, files, require_labels=require_labels, transform=transform)
+
+
+def devkit_files(root: Path, split: str, year: str, kind: str = "", *, require_labels: bool) -> list[ImageFile]:
+    """The files of a split in the layout of the VOC development kit, which other label sets borrow.
+
+    Args:
+        root: the folder with ``JPEGImages``, ``SegmentationClass<kind>`` and ``ImageSets/Segmentation<kind>``.
+        split: the name of a list of images.
+        year: of the kit, for error texts.
+        kind: what the folders of these labels and lists have at the end of their names.
+        require_labels: whether every image of the list and the folder of labels must be there.
+
+    Raises:
+        DataError: a folder, the list or a required image is missing, or the list is empty.
+    """
+    labels, lists = f"SegmentationClass{kind}", f"ImageSets/Segmentation{kind}"
+    require_folder(root, f"the VOC{year} folder with JPEGImages/, {labels}/ and {lists}/")
+    images = require_folder(root / "JPEGImages", "the images, *.jpg")
+    if require_labels:
+        require_folder(root / labels, "the labels, *.png")
+    return listed_files(root / lists / f"{split}.txt", images, root / labels, require_images=require_labels)

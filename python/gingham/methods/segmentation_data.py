@@ -331,7 +331,7 @@ class SegmentationData(lightning.LightningDataModule):
         if self.name == "wardrobe_dolls":
             return Dolls(split, length, noise=self.noise and split == "train", cache=True, transform=transform)
         if self.name == "wardrobe_points":
-            return PointScenes(split, length, transform=transform)
+            return PointScenes(split, length, cache=True, transform=transform)
         if self.name == "wardrobe_scales":
             return ScaleScenes(split, length, cache=True, transform=transform)
         return CueScenes(split, length, cache=True, transform=transform)

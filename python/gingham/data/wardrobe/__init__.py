@@ -9,7 +9,7 @@ split depends on the split and `i` alone.
 from gingham.data.wardrobe.assets import Wardrobe, load_wardrobe
 from gingham.data.wardrobe.cue_scenes import CUE_LABELS, CueScenes, make_cue_scene
 from gingham.data.wardrobe.dolls import DOLL_LABELS, Dolls, corrupt_labels, make_doll
-from gingham.data.wardrobe.export import write_cityscapes, write_lip, write_voc
+from gingham.data.wardrobe.export import write_cityscapes, write_lip, write_pascal_context, write_voc
 from gingham.data.wardrobe.garments import Category
 from gingham.data.wardrobe.point_scenes import POINT_SCENE_LABELS, PointScenes
 from gingham.data.wardrobe.scale_scenes import SCALE_LABELS, ScaleScenes, make_scale_scene
@@ -32,5 +32,6 @@ __all__ = [
     "make_scale_scene",
     "write_cityscapes",
     "write_lip",
+    "write_pascal_context",
     "write_voc",
 ]

@@ -121,6 +121,7 @@ class ComposedScenes(SegmentationDataset):
         length: how many scenes; sample `i` is the same whatever the length.
         labels: the classes.
         size: pixels of the picture's side, 32 or above.
+        garments: garments in a scene, 4 to 10.
         cache: whether to compose all scenes now and keep them, 16 KiB each at size 64, instead of composing them anew
             at each visit.
         transform: applied to each item.
@@ -136,6 +137,7 @@ class ComposedScenes(SegmentationDataset):
         labels: LabelSpace,
         *,
         size: int,
+        garments: int,
         cache: bool,
         transform: Transform | None,
     ) -> None:
@@ -144,9 +146,10 @@ class ComposedScenes(SegmentationDataset):
             raise ValueError(f"length must be 0 or above, got {length}")
         if size < 32:
             raise ValueError(f"size must be 32 or above, got {size}")
+        if not 4 <= garments <= 10:
+            raise ValueError(f"garments must be 4 to 10, got {garments}")
         super().__init__(split, labels, transform)
-        self.length = length
-        self.size = size
+        self.length, self.size, self.garments = length, size, garments
         self._kept: tuple[torch.Tensor, torch.Tensor] | None = None
         if cache:
             images = torch.empty((length, 3, size, size), dtype=torch.uint8)
@@ -166,8 +169,10 @@ class ComposedScenes(SegmentationDataset):
         scene = self.compose(index)
         return torch.from_numpy(scene.image).permute(2, 0, 1).contiguous(), torch.from_numpy(scene.label)
 
+    def name_of(self, index: int) -> str:
+        return f"wardrobe_{self.split}_{index:06d}"
+
     def read(self, index: int) -> SegmentationItem:
         image, label = self._composed(index) if self._kept is None else (kept[index] for kept in self._kept)
-        name = f"wardrobe_{self.split}_{index:06d}"
         # Copies: a transform may work in place, and must not reach what is kept.
-        return {"image": image.clone(), "label": label.to(torch.int64), "name": name}
+        return {"image": image.clone(), "label": label.to(torch.int64), "name": self.name_of(index)}

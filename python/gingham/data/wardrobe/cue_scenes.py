@@ -132,10 +132,7 @@ class CueScenes(ComposedScenes):
         cache: bool = False,
         transform: Transform | None = None,
     ) -> None:
-        if not 4 <= garments <= 10:
-            raise ValueError(f"garments must be 4 to 10, got {garments}")
-        self.garments = garments
-        super().__init__(split, length, CUE_LABELS, size=size, cache=cache, transform=transform)
+        super().__init__(split, length, CUE_LABELS, size=size, garments=garments, cache=cache, transform=transform)
 
     def compose(self, index: int) -> Scene:
         return make_cue_scene(self.split, index, size=self.size, garments=self.garments)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from gingham.data.cityscapes import IMAGE_SUFFIX, LABEL_SUFFIX
 from gingham.data.labels import LabelSpace
-from gingham.data.name_list import IMAGE_SUFFIXES
+from gingham.data.name_list import IMAGE_SUFFIXES, read_names
 from gingham.data.segmentation import SegmentationDataset, SegmentationItem
 from gingham.errors import DataError
 
@@ -82,7 +82,8 @@ def write_voc(root: str | Path, scenes: SegmentationDataset) -> None:
         scenes: what to write.
 
     Raises:
-        DataError: the list of another split names one of these scenes, whose files would be overwritten.
+        DataError: the split's list names other images, or that of another split one of these scenes: files would be
+            overwritten.
 
     Example:
         >>> import tempfile
@@ -92,10 +93,43 @@ def write_voc(root: str | Path, scenes: SegmentationDataset) -> None:
         ...     [item["name"] for item in VOCSegmentation(root, "val", labels=CueScenes("val", 0).labels)]
         ['wardrobe_val_000000', 'wardrobe_val_000001']
     """
-    images, labels = Path(root) / "JPEGImages", Path(root) / "SegmentationClass"
-    name_list = Path(root) / "ImageSets" / "Segmentation" / f"{scenes.split}.txt"
+    _write_devkit(root, scenes, "")
+
+
+def write_pascal_context(root: str | Path, scenes: SegmentationDataset) -> None:
+    """Write a split in the layout that `gingham.data.pascal_context.PascalContext` reads.
+
+    Points are written by `gingham.data.points.write_points`.
+
+    Args:
+        root: the folder to hold ``JPEGImages``, ``SegmentationClassContext`` and ``ImageSets/SegmentationContext``,
+            made where missing. Other splits in it stay.
+        scenes: what to write.
+
+    Raises:
+        DataError: the split's list names other images, or that of another split one of these scenes: files would be
+            overwritten.
+
+    Example:
+        >>> import tempfile
+        >>> from gingham.data import PascalContext, PointScenes
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     write_pascal_context(root, PointScenes("val", 2))
+        ...     [item["name"] for item in PascalContext(root, "val", labels=PointScenes("val", 0).labels)]
+        ['wardrobe_val_000000', 'wardrobe_val_000001']
+    """
+    _write_devkit(root, scenes, "Context")
+
+
+def _write_devkit(root: str | Path, scenes: SegmentationDataset, kind: str) -> None:
+    images, labels = Path(root) / "JPEGImages", Path(root) / f"SegmentationClass{kind}"
+    name_list = Path(root) / "ImageSets" / f"Segmentation{kind}" / f"{scenes.split}.txt"
     items = _read_all(scenes)
     names = {item["name"] for item in items}
+    if name_list.is_file() and (strangers := set(read_names(name_list)) - names):
+        raise DataError(
+            f"{name_list}: names {len(strangers)} other images, such as {min(strangers)}; choose an empty folder"
+        )
     for other in sorted(set(name_list.parent.glob("*.txt")) - {name_list}):  # the splits share the folder of images
         taken = names.intersection(other.read_text(encoding="utf-8").splitlines())
         if taken:

@@ -6,14 +6,17 @@ tops are one class: telling a shirt from a pullover is hard at this size.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cached_property
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from gingham.data.labels import LabelSpace
 from gingham.data.points import PointSet, draw_pixels
-from gingham.data.segmentation import SegmentationDataset, SegmentationItem, Transform
+from gingham.data.segmentation import Transform
 from gingham.data.wardrobe.assets import split_number
+from gingham.data.wardrobe.composition import ComposedScenes, Scene
 from gingham.data.wardrobe.cue_scenes import make_cue_scene
 from gingham.data.wardrobe.garments import Category
 
@@ -37,7 +40,7 @@ POINT_SCENE_LABELS = LabelSpace(
 _POINTS = 3  # the number of this use of random numbers: the points of a scene are not those that composed it
 
 
-class PointScenes(SegmentationDataset):
+class PointScenes(ComposedScenes):
     """Scenes whose masks are for evaluation, and whose `points` are what a method may learn from.
 
     Args:
@@ -45,6 +48,8 @@ class PointScenes(SegmentationDataset):
         length: how many scenes; sample `i` is the same whatever the length.
         size: pixels of the picture's side, 32 or above.
         garments: garments in a scene, 4 to 10.
+        cache: whether to compose all scenes now and keep them, 16 KiB each at size 64, instead of composing them anew
+            at each visit.
         transform: applied to each item.
 
     Raises:
@@ -59,40 +64,36 @@ class PointScenes(SegmentationDataset):
     """
 
     def __init__(
-        self, split: str, length: int, *, size: int = 64, garments: int = 8, transform: Transform | None = None
+        self,
+        split: str,
+        length: int,
+        *,
+        size: int = 64,
+        garments: int = 8,
+        cache: bool = False,
+        transform: Transform | None = None,
     ) -> None:
-        number = split_number(split)
-        if length < 0:
-            raise ValueError(f"length must be 0 or above, got {length}")
-        if size < 32:
-            raise ValueError(f"size must be 32 or above, got {size}")
-        if not 4 <= garments <= 10:
-            raise ValueError(f"garments must be 4 to 10, got {garments}")
-        super().__init__(split, POINT_SCENE_LABELS, transform)
-        self._images = torch.empty((length, 3, size, size), dtype=torch.uint8)
-        self._labels = torch.zeros((length, size, size), dtype=torch.uint8)
+        super().__init__(
+            split, length, POINT_SCENE_LABELS, size=size, garments=garments, cache=cache, transform=transform
+        )
+
+    def compose(self, index: int) -> Scene:
+        scene = make_cue_scene(self.split, index, size=self.size, garments=self.garments)
+        instances = tuple(replace(instance, label=_CLASS[instance.category]) for instance in scene.instances)
+        label = np.zeros_like(scene.label)
+        for instance in instances:
+            label[instance.mask] = instance.label
+        return Scene(scene.image, label, instances)
+
+    @cached_property
+    def points(self) -> PointSet:
+        """One evenly drawn pixel of the background and of each garment of every scene."""
         points: dict[str, NDArray[np.int64]] = {}
-        for index in range(length):
-            scene = make_cue_scene(split, index, size=size, garments=garments)
-            self._images[index] = torch.from_numpy(scene.image).permute(2, 0, 1)
-            label = self._labels[index].numpy()
-            for instance in scene.instances:
-                label[instance.mask] = _CLASS[instance.category]
-            rng = np.random.default_rng([number, index, _POINTS])
-            places = [(0, label == 0)] + [(_CLASS[instance.category], instance.mask) for instance in scene.instances]
-            points[self._name(index)] = np.array(
+        for index in range(self.length):
+            scene = self.compose(index)
+            rng = np.random.default_rng([split_number(self.split), index, _POINTS])
+            places = [(0, scene.label == 0)] + [(instance.label, instance.mask) for instance in scene.instances]
+            points[self.name_of(index)] = np.array(
                 [[class_index, *draw_pixels(rng, mask)[0]] for class_index, mask in places], np.int64
             )
-        #: One evenly drawn pixel of the background and of each garment of every scene.
-        self.points = PointSet(self.num_classes, points, source=f"points of the {split} scenes")
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def _name(self, index: int) -> str:
-        return f"wardrobe_{self.split}_{index:06d}"
-
-    def read(self, index: int) -> SegmentationItem:
-        # Copies: a transform may work in place, and must not reach what is kept.
-        image, label = self._images[index].clone(), self._labels[index].to(torch.int64)
-        return {"image": image, "label": label, "name": self._name(index)}
+        return PointSet(self.num_classes, points, source=f"points of the {self.split} scenes")

@@ -128,13 +128,10 @@ class ScaleScenes(ComposedScenes):
         cache: bool = False,
         transform: Transform | None = None,
     ) -> None:
-        if not 4 <= garments <= 10:
-            raise ValueError(f"garments must be 4 to 10, got {garments}")
         if not 0 <= decoys <= 1:
             raise ValueError(f"decoys must be 0 to 1, got {decoys}")
-        self.garments = garments
         self.decoys = decoys
-        super().__init__(split, length, SCALE_LABELS, size=size, cache=cache, transform=transform)
+        super().__init__(split, length, SCALE_LABELS, size=size, garments=garments, cache=cache, transform=transform)
 
     def compose(self, index: int) -> Scene:
         return make_scale_scene(self.split, index, size=self.size, garments=self.garments, decoys=self.decoys)

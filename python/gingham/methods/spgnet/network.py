@@ -61,7 +61,7 @@ class SPGNet(PretrainedModel, paper_url="https://arxiv.org/abs/1908.09798", pipe
             synchronised batch norm).
         dropout: probability of dropping a channel before a stage classifies.
         classifier_std: standard deviation of the classifiers' first weights, 0 or more; None: that of all other new
-            convolutions, under which first logits are large. Short trainings do better with 0.01.
+            convolutions, under which first logits are large.
         deep_stem: three 3x3 convolutions in place of the 7x7; False to use timm's pretrained weights.
         align_corners: of every resizing of maps, or "auto": where it makes grids meet, that is for images whose rows
             and columns are 1 more than a multiple of the encoder's stride.
