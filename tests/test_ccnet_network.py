@@ -180,7 +180,7 @@ def test_wrong_names_and_options_list_the_valid_ones() -> None:
     [
         ({"head_channels": 4}, "channels must be at least reduction=8"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
-        ({"activation": "gelu"}, "activation must be 'leaky_relu' or 'relu', got 'gelu'"),
+        ({"activation": "gelu"}, "activation must be 'relu' or 'leaky_relu', got 'gelu'"),
         ({"loops": -1}, "loops must not be negative"),
     ],
 )

@@ -29,8 +29,10 @@ class Backbone(nn.Module):
         stages: how many of the last stages to return.
         output_stride: pixels of the image per pixel of the last stage, 32, 16 or 8 (small: 8, 4 or 2). Stages beyond
             it keep their size and are dilated instead.
-        deep_stem: ResNets only: three 3x3 convolutions (64, 64, 128 channels) in place of the 7x7, and a max-pool with
-            ceil_mode. None: wherever the network has such a 7x7; others, such as "resnet101c", keep their own stem.
+        deep_stem: ResNets only: three 3x3 convolutions (64, 64, 128 channels) in place of the 7x7. None: wherever the
+            network has such a 7x7; others, such as "resnet101c", keep their own stem.
+        ceil_mode: with a deep stem: whether its max-pool rounds sizes up, so that 512 rows give 129 (CCNet's official
+            code), or down, so that they give 128 (SCHP's).
         contract_dilation: ResNets only: the first block of a dilated stage keeps the dilation of the stage before
             (timm, mmsegmentation) instead of taking that of its own stage (CCNet, PSPNet).
         weights: None; "timm" for timm's default pretrained weights; a timm tag such as "a1_in1k"; or a safetensors or
@@ -61,6 +63,7 @@ class Backbone(nn.Module):
         stages: int = 2,
         output_stride: int = 32,
         deep_stem: bool | None = False,
+        ceil_mode: bool = True,
         contract_dilation: bool = False,
         weights: str | None = None,
         options: Mapping[str, Any] | None = None,
@@ -77,7 +80,7 @@ class Backbone(nn.Module):
             self.channels: list[int] = body.channels[-stages:]
             self.strides: list[int] = body.strides[-stages:]
         else:
-            body = _timm_network(name, stages, output_stride, deep_stem, contract_dilation, weights, options)
+            body = _timm_network(name, stages, output_stride, deep_stem, ceil_mode, contract_dilation, weights, options)
             self.channels = body.feature_info.channels()
             self.strides = body.feature_info.reduction()
         self.body = body
@@ -179,6 +182,7 @@ def _timm_network(
     stages: int,
     output_stride: int,
     deep_stem: bool | None,
+    ceil_mode: bool,
     contract_dilation: bool,
     weights: str | None,
     options: dict[str, Any],
@@ -218,7 +222,7 @@ def _timm_network(
         raise CheckpointError(f"no pretrained weights for backbone {source!r}: {reason}{hint}") from error
     if is_resnet:
         if deep_stem:
-            network["maxpool"].ceil_mode = True
+            network["maxpool"].ceil_mode = ceil_mode
         if not contract_dilation:
             _dilate_first_blocks(network)
     return network

@@ -4,11 +4,12 @@ Paper: Zhao et al., Pyramid Scene Parsing Network, https://arxiv.org/abs/1612.01
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from gingham.nn.activation import Activation, make_activation
 
 
 class PyramidPooling(nn.Module):
@@ -48,7 +49,7 @@ class PyramidPooling(nn.Module):
         *,
         branch_channels: int | None = None,
         bins: Sequence[int] = (1, 2, 3, 6),
-        activation: Literal["relu", "leaky_relu"] = "relu",
+        activation: Activation = "relu",
         align_corners: bool = True,
         input_first: bool = False,
     ) -> None:
@@ -60,25 +61,19 @@ class PyramidPooling(nn.Module):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not bins or min(bins) < 1:
             raise ValueError(f"bins must be one or more numbers of at least 1, got {tuple(bins)}")
-        if activation not in ("relu", "leaky_relu"):
-            raise ValueError(f"activation must be 'relu' or 'leaky_relu', got {activation!r}")
-
-        def act() -> nn.Module:
-            return nn.ReLU(inplace=True) if activation == "relu" else nn.LeakyReLU(0.01, inplace=True)
-
         self.stages = nn.ModuleList(
             nn.Sequential(
                 nn.AdaptiveAvgPool2d(size),
                 nn.Conv2d(in_channels, branch_channels, 1, bias=False),
                 nn.BatchNorm2d(branch_channels),
-                act(),
+                make_activation(activation),
             )
             for size in bins
         )
         self.bottleneck = nn.Sequential(
             nn.Conv2d(in_channels + len(bins) * branch_channels, out_channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(out_channels),
-            act(),
+            make_activation(activation),
         )
         self.bins = tuple(bins)
         self.align_corners, self.input_first = align_corners, input_first

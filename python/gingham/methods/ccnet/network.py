@@ -5,16 +5,15 @@ with the layers of the official code.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from gingham.nn.activation import Activation, make_activation
 from gingham.nn.backbone import Backbone
 from gingham.nn.criss_cross_attention import RecurrentCrissCrossAttention
 from gingham.nn.pretrained import PretrainedModel
-
-Activation = Literal["leaky_relu", "relu"]
 
 
 class SegmentationOutput(NamedTuple):
@@ -91,8 +90,6 @@ class CCNet(
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-        if activation not in ("leaky_relu", "relu"):
-            raise ValueError(f"activation must be 'leaky_relu' or 'relu', got {activation!r}")
         self.backbone = Backbone(
             backbone,
             stages=2,
@@ -116,7 +113,7 @@ class CCNet(
             nn.Sequential(
                 nn.Conv2d(auxiliary_in, auxiliary_channels, 3, padding=1),  # the official code has a bias here
                 nn.BatchNorm2d(auxiliary_channels),
-                _activation(activation),
+                make_activation(activation),
                 nn.Dropout2d(dropout),
                 nn.Conv2d(auxiliary_channels, num_classes, 1),
             )
@@ -189,9 +186,5 @@ def _convolution(in_channels: int, out_channels: int, activation: Activation) ->
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
         nn.BatchNorm2d(out_channels),
-        _activation(activation),
+        make_activation(activation),
     )
-
-
-def _activation(name: Activation) -> nn.Module:
-    return nn.ReLU(inplace=True) if name == "relu" else nn.LeakyReLU(0.01, inplace=True)

@@ -12,11 +12,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gingham.nn.activation import Activation, make_activation
 from gingham.nn.backbone import Backbone
 from gingham.nn.pretrained import PretrainedModel
 from gingham.nn.pyramid_pooling import PyramidPooling
-
-Activation = Literal["relu", "leaky_relu"]
 
 
 class PDMLOutput(NamedTuple):
@@ -137,7 +136,7 @@ class PDML(
             nn.Sequential(
                 nn.Conv2d(auxiliary_in, auxiliary_channels, 3, padding=1, bias=False),
                 nn.BatchNorm2d(auxiliary_channels),
-                nn.ReLU(inplace=True) if activation == "relu" else nn.LeakyReLU(0.01, inplace=True),
+                make_activation(activation),
                 nn.Dropout2d(dropout),
                 _classifier(nn.Conv2d(auxiliary_channels, num_classes, 1)),
             )

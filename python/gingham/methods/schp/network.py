@@ -98,14 +98,12 @@ class ACE2P(
             stages=_STAGES,
             output_stride=output_stride,
             deep_stem=deep_stem,
+            ceil_mode=False,
             weights=backbone_weights,
             options=backbone_options,
         )
         if len(self.backbone.channels) < _STAGES:
             raise ValueError(f"backbone must have four stages or more, {backbone} has {len(self.backbone.channels)}")
-        pool = getattr(self.backbone.body, "maxpool", None)
-        if isinstance(pool, nn.MaxPool2d):
-            pool.ceil_mode = False  # unlike CCNet's official code, this one makes 128 pixels of 512, not 129
         *edge_in, last = self.backbone.channels
         self.context = PyramidPooling(last, context_channels, bins=bins, activation="leaky_relu")
         self.parsing = ParsingBranch(context_channels, edge_in[0], num_classes, parsing_channels, detail_channels)

@@ -413,7 +413,7 @@ def _encoder(name: str, deep_stem: bool, weights: str | None, options: dict[str,
         if unknown := sorted(options.keys() - {"widths", "depth"}):
             raise BackboneError(f"backbone small takes the options widths, depth, got {unknown[0]}")
         return _small_encoder(**options)
-    network: Any = Backbone(name, stages=4, deep_stem=deep_stem, weights=weights, options=options)
+    network: Any = Backbone(name, stages=4, deep_stem=deep_stem, ceil_mode=False, weights=weights, options=options)
     parts = dict(network.body.named_children())
     names = [f"layer{number}" for number in (1, 2, 3, 4)]
     if not {"conv1", "maxpool", *names} <= parts.keys():
@@ -422,8 +422,6 @@ def _encoder(name: str, deep_stem: bool, weights: str | None, options: dict[str,
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.ones_(module.weight)  # timm's residual blocks would begin as the identity
-    if deep_stem:
-        parts["maxpool"].ceil_mode = False  # so that 512 rows give 128, as with the plain stem
     stem = nn.Sequential(OrderedDict((part, module) for part, module in parts.items() if part not in names))
     stem_channels = next(module.in_channels for module in parts["layer1"].modules() if isinstance(module, nn.Conv2d))
     return _Encoder(stem, nn.ModuleList(parts[part] for part in names), stem_channels, network.channels, 32)
