@@ -1,6 +1,7 @@
 """`gingham demo`, driven as a user does but in this process (its runs are processes of their own)."""
 
 import json
+import math
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import yaml
 
 from gingham.cli import demo, main
 from gingham.cli.demo import Run
-from gingham.cli.demos import DEMOS, Length
+from gingham.cli.demos import DEMOS, Comparison, Demo, Length, Score
 from gingham.cli.options import config_file, instantiate
 
 NAMES = [f"r-{loops}_seed{seed}" for seed in (0, 1) for loops in (0, 2)]
@@ -111,6 +112,8 @@ def test_every_claim_is_about_arms_that_exist(method: str) -> None:
     chosen = DEMOS[method]
     named = {arm for comparison in chosen.comparisons for arm in (comparison.arm, comparison.baseline)}
     assert named | set(chosen.bounds) | {*chosen.quick.arms, *chosen.smoke.arms} <= set(chosen.arms)
+    assert {comparison.score for comparison in chosen.comparisons} <= {None, *(score.title for score in chosen.scores)}
+    assert len({comparison.name for comparison in chosen.comparisons}) == len(chosen.comparisons)
     assert any(comparison.floor is not None for comparison in chosen.comparisons)
 
 
@@ -142,6 +145,40 @@ def test_a_claim_is_shown_above_its_floor_and_clear_of_zero(pairs: list[float], 
     scores |= {Run("R=1", seed): {"trousers-IoU": 20.0 + pair} for seed, pair in enumerate(pairs)}
     (line,) = demo._comparison_lines(DEMOS["ccnet"], demo._differences(DEMOS["ccnet"], scores))
     assert line.endswith(f"; at least +8.0 claimed: {verdict}")
+
+
+ERRORS = Demo(
+    title="two arms",
+    config="ccnet_world",
+    arms={"with": {}, "without": {}},
+    scores=(Score("hits", "hits"), Score("errors", "errors", 1.0, lower_is_better=True)),
+    comparisons=(
+        Comparison("with", "without", floor=2.0),
+        Comparison("with", "without", floor=-15.0, score="errors", relative=True),
+    ),
+    smoke=Length(),
+)
+
+
+@pytest.mark.parametrize(
+    ("errors", "verdict"),
+    [([80.0, 40.0, 160.0], "shown"), ([88.0, 44.0, 177.0], "NOT shown"), ([120.0, 60.0, 240.0], "NOT shown")],
+)
+def test_a_score_that_is_to_fall_has_a_claim_of_its_own(errors: list[float], verdict: str) -> None:
+    scores = {Run("without", seed): {"hits": 50.0, "errors": x} for seed, x in enumerate((100.0, 50.0, 200.0))}
+    scores |= {Run("with", seed): {"hits": 53.0 + seed / 10, "errors": x} for seed, x in enumerate(errors)}
+    found = demo._differences(ERRORS, scores)
+    assert found["with - without, errors, %"]["by_seed"][0] == errors[0] - 100
+    first, second = demo._comparison_lines(ERRORS, found)
+    assert first.startswith("with - without: +3.0 +3.1 +3.2;")
+    assert first.endswith("; at least +2.0 claimed: shown")
+    assert second.startswith(f"with - without, errors, %: {errors[0] - 100:+.1f} ")
+    assert second.endswith(f"; at most -15.0 claimed: {verdict}")
+
+
+def test_a_baseline_of_zero_has_no_relative_difference() -> None:
+    scores = {Run("without", 0): {"hits": 1.0, "errors": 0.0}, Run("with", 0): {"hits": 1.0, "errors": 1.0}}
+    assert math.isnan(demo._differences(ERRORS, scores)["with - without, errors, %"]["mean"])
 
 
 def test_a_file_that_is_not_written_to_its_end_does_not_appear(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import logging
+import math
 import multiprocessing
 import os
 import re
@@ -253,17 +254,16 @@ def _write_results(
 
 
 def _differences(demo: Demo, results: Mapping[Run, Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """Paired differences of the first score for each comparison: by seed, mean, median, 95 % t-interval."""
+    """Paired differences of a score for each comparison: by seed, mean, median, 95 % t-interval."""
     from scipy.stats import t
 
-    title = demo.scores[0].title
     seeds = sorted({run.seed for run in results})
     arms = {run.arm for run in results}
     found = {}
     for comparison in demo.comparisons:
         if not {comparison.arm, comparison.baseline} <= arms:
             continue
-        pairs = [results[Run(comparison.arm, s)][title] - results[Run(comparison.baseline, s)][title] for s in seeds]
+        pairs = [_difference(demo, comparison, results, seed) for seed in seeds]
         mean, interval = statistics.mean(pairs), None
         if len(pairs) > 1:
             half = float(t.ppf(0.975, len(pairs) - 1)) * statistics.stdev(pairs) / len(pairs) ** 0.5
@@ -275,6 +275,14 @@ def _differences(demo: Demo, results: Mapping[Run, Mapping[str, float]]) -> dict
             "interval_95": interval,
         }
     return found
+
+
+def _difference(demo: Demo, comparison: Comparison, results: Mapping[Run, Mapping[str, float]], seed: int) -> float:
+    title = demo.score_of(comparison).title
+    score, baseline = (results[Run(arm, seed)][title] for arm in (comparison.arm, comparison.baseline))
+    if not comparison.relative:
+        return score - baseline
+    return 100 * (score - baseline) / baseline if baseline else math.nan
 
 
 def _heading(demo: Demo, command: str, machine: Mapping[str, str], settings: Mapping[str, Any]) -> list[str]:
@@ -313,16 +321,17 @@ def _comparison_lines(demo: Demo, differences: Mapping[str, Mapping[str, Any]]) 
         text += f"; mean {difference['mean']:+.1f}, median {difference['median']:+.1f}"
         if difference["interval_95"] is not None:
             text += ", 95 % interval {:+.1f} to {:+.1f}".format(*difference["interval_95"])
-        lines.append(text + _verdict(comparison, difference))
+        lines.append(text + _verdict(comparison, difference, falls=demo.score_of(comparison).lower_is_better))
     return lines
 
 
-def _verdict(comparison: Comparison, difference: Mapping[str, Any]) -> str:
+def _verdict(comparison: Comparison, difference: Mapping[str, Any], *, falls: bool) -> str:
     """Whether a claim is shown: its floor reached, and the interval clear of zero."""
     if comparison.floor is None or difference["interval_95"] is None:
         return ""
-    shown = difference[comparison.statistic] >= comparison.floor and difference["interval_95"][0] > 0
-    return f"; at least {comparison.floor:+.1f} claimed: {'shown' if shown else 'NOT shown'}"
+    value, (low, high) = difference[comparison.statistic], difference["interval_95"]
+    shown = value <= comparison.floor and high < 0 if falls else value >= comparison.floor and low > 0
+    return f"; at {'most' if falls else 'least'} {comparison.floor:+.1f} claimed: {'shown' if shown else 'NOT shown'}"
 
 
 def _course(metrics: Path, name: str | None) -> list[float]:

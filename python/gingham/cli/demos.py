@@ -12,25 +12,48 @@ _CALLBACK = "trainer.callbacks.0.init_args."
 _NO_LABEL_FILES = {_CALLBACK + "write_labels": False}
 
 
+@dataclass(frozen=True)
 class Score:
-    """A figure of the table: its title, and the metric under ``test_`` that it shows, times `factor`."""
+    """A figure of the table.
 
-    def __init__(self, title: str, metric: str, factor: float = 100.0) -> None:
-        self.title, self.metric, self.factor = title, metric, factor
+    Args:
+        title: in the table.
+        metric: what follows ``test_`` in the name of the metric that it shows.
+        factor: what the metric is multiplied by.
+        lower_is_better: whether claims are that it falls.
+    """
+
+    title: str
+    metric: str
+    factor: float = 100.0
+    lower_is_better: bool = False
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The claim that an arm's first score beats that of another with the same seed by at least `floor`, or no claim."""
+    """The claim that an arm beats another with the same seed in one of the scores, or the mere difference.
+
+    Args:
+        arm: whose score is looked at.
+        baseline: whose score is subtracted.
+        floor: the difference that is claimed at least, or at most where a lower score is better; None without a claim.
+        statistic: of the differences by seed, which has to reach the floor.
+        score: title of the score, by default the demo's first.
+        relative: whether differences are in percent of the baseline's score.
+    """
 
     arm: str
     baseline: str
     floor: float | None = None
     statistic: Literal["mean", "median"] = "mean"
+    score: str | None = None
+    relative: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.arm} - {self.baseline}"
+        """What the report calls it."""
+        score = f", {self.score}" if self.score else ""
+        return f"{self.arm} - {self.baseline}{score}{', %' if self.relative else ''}"
 
 
 @dataclass(frozen=True)
@@ -50,7 +73,7 @@ class Demo:
         title: for the report.
         config: the packaged configuration that every arm begins with.
         arms: by name, the options that differ, by their paths in the configuration.
-        scores: what is measured; the first is what arms are compared by.
+        scores: what is measured; the first is what arms are compared by where a comparison names none.
         comparisons: which arm is to beat which.
         bounds: arms that see more than the method may, and show what could be had at best.
         course: a metric whose values during training are reported, or None.
@@ -67,6 +90,10 @@ class Demo:
     quick: Length = Length()
     bounds: tuple[str, ...] = ()
     course: str | None = None
+
+    def score_of(self, comparison: Comparison) -> Score:
+        """The score that a comparison is about."""
+        return next(score for score in self.scores if comparison.score in (None, score.title))
 
 
 DEMOS = {
