@@ -13,7 +13,8 @@ from gingham.data.points import PointSet, write_points
 from gingham.data.wardrobe import Dolls, write_cityscapes, write_lip
 from gingham.data.wardrobe.point_scenes import PointScenes
 from gingham.errors import DataError
-from gingham.methods.segmentation_data import EpochBatches, FilledUp, SeededItems, SegmentationData, ShareOfItems
+from gingham.methods.resumable_data import EpochBatches, SeededItems, ShareOfItems
+from gingham.methods.segmentation_data import FilledUp, SegmentationData
 
 
 def small(**options: object) -> SegmentationData:

@@ -1,20 +1,14 @@
-"""Segmentation data for training: which data set, in which order, augmented how, so that any run can be continued.
-
-The order of an epoch follows from (seed, epoch) and the augmentation of an item from (seed, epoch, index). Nothing
-depends on what was drawn before, on the number of workers, or on when a run was interrupted: a checkpoint holds only
-how many batches were trained.
-"""
+"""Segmentation data for training: which data set, in which order, augmented how, so that any run can be continued."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import lightning
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from gingham.data import ADE20K, Cityscapes, CueScenes, SegmentationDataset, VOCSegmentation
 from gingham.data.ade20k import ADE20K_LABELS
@@ -42,6 +36,7 @@ from gingham.data.wardrobe.dolls import DOLL_LABELS, Dolls
 from gingham.data.wardrobe.point_scenes import POINT_SCENE_LABELS, PointScenes
 from gingham.data.wardrobe.scale_scenes import SCALE_LABELS, ScaleScenes
 from gingham.errors import DataError
+from gingham.methods.resumable_data import ResumableData
 
 DatasetName = Literal[
     "wardrobe",
@@ -91,87 +86,6 @@ _NORMALIZATIONS: dict[str, Callable[[], Normalize]] = {
     "bgr": bgr_mean_normalize,
 }
 
-Position = tuple[int, int]  # (epoch, index)
-
-
-class SeededItems(Dataset[SegmentationItem]):
-    """A data set whose augmentation is drawn anew for each (epoch, index), and the same whenever that comes again."""
-
-    def __init__(self, dataset: SegmentationDataset, seed: int) -> None:
-        self.dataset = dataset
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, position: Position) -> SegmentationItem:
-        epoch, index = position
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mixed(_mixed(self.seed, epoch), index))
-            return self.dataset[index]
-
-
-def _mixed(seed: int, number: int) -> int:
-    return (seed * 1_000_003 + number) % 2**63  # what torch.manual_seed takes
-
-
-class EpochBatches(Sampler[list[Position]]):
-    """Batches of permutations that follow from (seed, epoch); each process takes its share of every batch.
-
-    One pass gives as many batches as an epoch has, beginning after those that were trained: after the seventh batch of
-    an epoch of ten it gives three of that epoch and seven of the next.
-
-    Args:
-        length: number of items.
-        batch_size: items in a batch of one process. What does not fill a batch of all processes is left out.
-        seed: of the permutations.
-        rank, world_size: of this process.
-        trained: gives the number of batches trained so far in all epochs, asked for when a pass begins.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        trained: Callable[[], int] = lambda: 0,
-    ) -> None:
-        self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.rank, self.world_size = rank, world_size
-        self.trained = trained
-
-    def __len__(self) -> int:
-        return self.length // (self.batch_size * self.world_size)
-
-    def _order(self, epoch: int) -> list[int]:
-        generator = torch.Generator().manual_seed(_mixed(self.seed, epoch))
-        return torch.randperm(self.length, generator=generator).tolist()
-
-    def __iter__(self) -> Iterator[list[Position]]:
-        first = self.trained()
-        order: list[int] = []
-        for number in range(first, first + len(self)):
-            epoch, batch = divmod(number, len(self))
-            if batch == 0 or not order:
-                order = self._order(epoch)
-            begin = (batch * self.world_size + self.rank) * self.batch_size
-            yield [(epoch, index) for index in order[begin : begin + self.batch_size]]
-
-
-class ShareOfItems(Sampler[int]):
-    """Every world_size-th item, without the repetitions that would count items twice in a metric."""
-
-    def __init__(self, length: int, rank: int, world_size: int) -> None:
-        self.indices = range(rank, length, world_size)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
 
 class FilledUp(Dataset[SegmentationItem]):
     """A data set of at least `length` items; those that it has not got are copies of its first without any label.
@@ -192,12 +106,6 @@ class FilledUp(Dataset[SegmentationItem]):
         return {**item, "label": torch.full_like(item["label"], self.dataset.ignore_index)}
 
 
-def _own_generator() -> torch.Generator:
-    # A loader draws a seed for its workers each time it starts. From torch's own generator, that would shift dropout,
-    # and a resumed run starts its loaders at other moments.
-    return torch.Generator().manual_seed(0)
-
-
 def _own_labels(names: tuple[str, ...]) -> LabelSpace:
     pairs = tuple(
         (names.index(name), names.index(f"right {name.removeprefix('left ')}"))
@@ -207,7 +115,7 @@ def _own_labels(names: tuple[str, ...]) -> LabelSpace:
     return LabelSpace(names, bit_interleaved_palette(len(names)), mirror_pairs=pairs)
 
 
-class SegmentationData(lightning.LightningDataModule):
+class SegmentationData(ResumableData):
     """A segmentation data set by name.
 
     Args:
@@ -259,15 +167,9 @@ class SegmentationData(lightning.LightningDataModule):
         noise: bool = True,
         classes: str | tuple[str, ...] | None = None,
     ) -> None:
-        super().__init__()
-        for option, value, least in (
-            ("batch_size", batch_size, 1),
-            ("evaluation_batch_size", evaluation_batch_size, 1),
-            ("workers", workers, 0),
-            ("lengths", min(lengths), 0),
-        ):
-            if value < least:
-                raise ValueError(f"{option} must be {least} or more, got {value}")
+        super().__init__(batch_size, evaluation_batch_size, workers, seed)
+        if min(lengths) < 0:
+            raise ValueError(f"lengths must be 0 or more, got {min(lengths)}")
         if augmentation not in ("crop", "person"):
             raise ValueError(f"augmentation must be 'crop' or 'person', got {augmentation!r}")
         if normalization not in _NORMALIZATIONS:
@@ -281,8 +183,7 @@ class SegmentationData(lightning.LightningDataModule):
         if points == "instances" and name != "wardrobe_points":
             raise ValueError(f"points 'instances' are those of wardrobe_points, got them for {name}")
         self.name: DatasetName = name
-        self.root, self.seed, self.workers = root, seed, workers
-        self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
+        self.root = root
         self.lengths, self.noise = dict(zip(("train", "val", "test"), lengths, strict=True)), noise
         self.points = points
         named = classes is None or isinstance(classes, str)
@@ -304,7 +205,6 @@ class SegmentationData(lightning.LightningDataModule):
         )
         self.evaluate = EvaluationTransform(normalize=normalize)
         self._datasets: dict[str, SegmentationDataset] = {}
-        self._trained_before = 0  # batches, when the run was interrupted
 
     def dataset(self, split: str) -> SegmentationDataset:
         """The data set of "train", "val" or "test", with its transform. Kept once made."""
@@ -397,44 +297,15 @@ class SegmentationData(lightning.LightningDataModule):
                 "are they of these images, in the order c,y,x, and do labels and points number the classes alike?"
             )
 
-    def _process(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-
-    def _trained(self) -> int:
-        """Batches that were trained so far, those before an interruption included."""
-        if self.trainer is None:
-            return 0
-        # Lightning restores its count only after a schedule has asked for the length of the loader.
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
-        return max(self._trained_before, progress.total.processed)
-
     def train_dataloader(self) -> DataLoader[SegmentationItem]:
-        dataset = self.dataset("train")
-        batches = EpochBatches(len(dataset), self.batch_size, self.seed, *self._process(), self._trained)
-        if len(batches) == 0:
-            raise DataError(f"the train split has {len(dataset)} images, fewer than one batch of all processes needs")
-        items: Any = SeededItems(dataset, self.seed)
-        collate = collate_points if self.points else None
-        return DataLoader(
-            items, batch_sampler=batches, num_workers=self.workers, generator=_own_generator(), collate_fn=collate
-        )
+        return self.training_loader(self.dataset("train"), collate=collate_points if self.points else None)
 
     def _evaluation_loader(self, split: str) -> DataLoader[SegmentationItem]:
-        rank, world_size = self._process()
-        items = FilledUp(self.dataset(split), world_size)
-        share = ShareOfItems(len(items), rank, world_size)
-        size, workers = self.evaluation_batch_size, self.workers
-        return DataLoader(items, size, sampler=share, num_workers=workers, generator=_own_generator())
+        _, processes = self.process()
+        return self.evaluation_loader(FilledUp(self.dataset(split), processes))
 
     def val_dataloader(self) -> DataLoader[SegmentationItem]:
         return self._evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader[SegmentationItem]:
         return self._evaluation_loader("test")
-
-    def state_dict(self) -> dict[str, int]:
-        return {"trained": self._trained()}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self._trained_before = state_dict.get("trained", 0)

@@ -1,0 +1,179 @@
+"""Data in an order, and with an augmentation, that any run can be continued in.
+
+The order of an epoch follows from (seed, epoch) and the augmentation of an item from (seed, epoch, index). Nothing
+depends on what was drawn before, on the number of workers, or on when a run was interrupted: a checkpoint holds only
+how many batches were trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from gingham.errors import DataError
+
+Position = tuple[int, int]  # (epoch, index)
+
+
+class SeededItems(Dataset[Any]):
+    """A data set whose augmentation is drawn anew for each (epoch, index), and the same whenever that comes again."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, position: Position) -> Any:
+        epoch, index = position
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mixed_seed(mixed_seed(self.seed, epoch), index))
+            return self.dataset[index]
+
+
+def mixed_seed(seed: int, number: int) -> int:
+    """A seed that follows from another and a number, such as that of an epoch."""
+    return (seed * 1_000_003 + number) % 2**63  # what torch.manual_seed takes
+
+
+class EpochBatches(Sampler[list[Position]]):
+    """Batches of permutations that follow from (seed, epoch); each process takes its share of every batch.
+
+    One pass gives as many batches as an epoch has, beginning after those that were trained: after the seventh batch of
+    an epoch of ten it gives three of that epoch and seven of the next.
+
+    Args:
+        length: number of items.
+        batch_size: items in a batch of one process. What does not fill a batch of all processes is left out.
+        seed: of the permutations.
+        rank, world_size: of this process.
+        trained: gives the number of batches trained so far in all epochs, asked for when a pass begins.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        trained: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.trained = trained
+
+    def __len__(self) -> int:
+        return self.length // (self.batch_size * self.world_size)
+
+    def _order(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
+        return torch.randperm(self.length, generator=generator).tolist()
+
+    def __iter__(self) -> Iterator[list[Position]]:
+        first = self.trained()
+        order: list[int] = []
+        for number in range(first, first + len(self)):
+            epoch, batch = divmod(number, len(self))
+            if batch == 0 or not order:
+                order = self._order(epoch)
+            begin = (batch * self.world_size + self.rank) * self.batch_size
+            yield [(epoch, index) for index in order[begin : begin + self.batch_size]]
+
+
+class ShareOfItems(Sampler[int]):
+    """Every world_size-th item, without the repetitions that would count items twice in a metric."""
+
+    def __init__(self, length: int, rank: int, world_size: int) -> None:
+        self.indices = range(rank, length, world_size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+
+def _own_generator() -> torch.Generator:
+    # A loader draws a seed for its workers each time it starts. From torch's own generator, that would shift dropout,
+    # and a resumed run starts its loaders at other moments.
+    return torch.Generator().manual_seed(0)
+
+
+class ResumableData(lightning.LightningDataModule):
+    """Loaders of training and evaluation that every kind of data set shares.
+
+    Args:
+        batch_size: items in a training batch of one process, 1 or more.
+        evaluation_batch_size: items in an evaluation batch, 1 or more.
+        workers: processes that load data, 0 or more.
+        seed: of order and augmentation, any whole number.
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+
+    def __init__(self, batch_size: int, evaluation_batch_size: int, workers: int, seed: int) -> None:
+        super().__init__()
+        for option, value, least in (
+            ("batch_size", batch_size, 1),
+            ("evaluation_batch_size", evaluation_batch_size, 1),
+            ("workers", workers, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{option} must be {least} or more, got {value}")
+        self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
+        self.workers, self.seed = workers, seed
+        self._trained_before = 0  # batches, when the run was interrupted
+
+    def process(self) -> tuple[int, int]:
+        """The rank of this process, and how many there are."""
+        trainer = self.trainer
+        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+
+    def _trained(self) -> int:
+        """Batches that were trained so far, those before an interruption included."""
+        if self.trainer is None:
+            return 0
+        # Lightning restores its count only after a schedule has asked for the length of the loader.
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        return max(self._trained_before, progress.total.processed)
+
+    def training_loader(self, dataset: Any, *, collate: Callable[[list[Any]], Any] | None = None) -> DataLoader[Any]:
+        """Batches of a data set in the order of this run, from where it is.
+
+        Raises:
+            DataError: the data set does not fill one batch of all processes.
+        """
+        batches = EpochBatches(len(dataset), self.batch_size, self.seed, *self.process(), self._trained)
+        if len(batches) == 0:
+            raise DataError(f"the train split has {len(dataset)} images, fewer than one batch of all processes needs")
+        return DataLoader(
+            SeededItems(dataset, self.seed),
+            batch_sampler=batches,
+            num_workers=self.workers,
+            generator=_own_generator(),
+            collate_fn=collate,
+        )
+
+    def evaluation_loader(self, dataset: Any, *, collate: Callable[[list[Any]], Any] | None = None) -> DataLoader[Any]:
+        """This process's share of a data set, in its order, without repetitions."""
+        return DataLoader(
+            dataset,
+            self.evaluation_batch_size,
+            sampler=ShareOfItems(len(dataset), *self.process()),
+            num_workers=self.workers,
+            generator=_own_generator(),
+            collate_fn=collate,
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        return {"trained": self._trained()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._trained_before = state_dict.get("trained", 0)
