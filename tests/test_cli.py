@@ -116,7 +116,13 @@ def test_a_missing_data_folder_is_one_line(tmp_path: Path) -> None:
 def test_fit_writes_logs_checkpoints_config_and_pictures(trained: Path) -> None:
     names = {path.name for path in trained.rglob("*") if path.is_file()}
     assert {"last.ckpt", "best.ckpt", "metrics.csv", "config.yaml", "predictions.png", "curves.png"} <= names
-    assert any(name.startswith("events.out") for name in names)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(trained / "tensorboard"))
+    board.Reload()
+    shown = board.Images("predictions")
+    with Image.open(next(trained.rglob("predictions.png"))) as file:
+        assert (shown[-1].width, shown[-1].height) == file.size
 
 
 def test_the_last_state_is_kept_though_the_run_is_shorter_than_the_interval(trained: Path) -> None:

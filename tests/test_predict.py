@@ -347,3 +347,17 @@ def test_an_interrupted_run_keeps_what_it_has(run: Path, images: Path, monkeypat
     monkeypatch.setattr(pictures, "save_overlay", interrupted)
     assert predict(run, images) == 130
     assert list(shares(images)) == ["a.png"]
+
+
+def test_attention_is_laid_over_the_grey_image_as_heat() -> None:
+    image = torch.zeros(3, 2, 3, dtype=torch.uint8)
+    image[0] = 90
+    attention = torch.tensor([[0.0, 0.5, 1.0], [0.0, 0.0, 0.0]])
+    shown = pictures.heat(image, attention, opacity=0.5).astype(int)
+    assert shown.shape == (2, 3, 3)
+    assert (shown[1] == shown[0, 0]).all() and (abs(shown[0, 0] - 15) <= 2).all()  # half of the grey, black heat
+    assert shown[0, 2].sum() > shown[0, 1].sum() > shown[0, 0].sum()
+    sheet = pictures.draw_panels(
+        [(image, {"truth": torch.ones(2, 3, dtype=torch.int64), "attention": attention})], ["a", "b"], [(0, 0, 0)] * 2
+    )
+    assert sheet.width > 3 * 2 * 64

@@ -7,26 +7,24 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gingham.methods.segmentation_recipe import SegmentationRecipe
+from gingham.metrics import BoundaryScores, SegmentationScores
 
 Row = Mapping[str, str]
 
 
-def class_table(recipe: SegmentationRecipe, split: str, names: Sequence[str]) -> list[Row]:
+def class_table(scores: SegmentationScores, boundary: BoundaryScores | None, names: Sequence[str]) -> list[Row]:
     """One row for each class and one for their mean, in percent; "-" where a class occurs nowhere.
 
     Args:
-        recipe: after an evaluation.
-        split: "val" or "test".
+        scores: of an evaluation.
+        boundary: the boundary IoU of the same evaluation, or None.
         names: of the classes.
     """
-    scores = recipe.scores[split]
     columns = {
         "IoU": [*scores.iou.tolist(), scores.miou.item()],
         "accuracy": [*scores.accuracy.tolist(), scores.mean_accuracy.item()],
     }
-    if split in recipe.boundary_scores:
-        boundary = recipe.boundary_scores[split]
+    if boundary is not None:
         columns["boundary IoU"] = [*boundary.iou.tolist(), boundary.mean.item()]
     return [
         {"class": name} | {title: _percent(values[index]) for title, values in columns.items()}

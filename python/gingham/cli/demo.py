@@ -361,24 +361,24 @@ def _pictures(arms: list[str], runs: dict[Run, dict[str, Any]], out: Path) -> No
     import torch
 
     from gingham.cli.options import instantiate
-    from gingham.cli.pictures import save_curves, save_panels
+    from gingham.cli.pictures import draw_panels, save_curves
 
-    masks: list[dict[str, Any]] = []
+    views: list[dict[str, Any]] = []
     for run in (Run(arm, 0) for arm in arms):
         folder = out / run.name
         parts = instantiate(runs[run], source=run.name)
         dataset = parts.data.dataset("test")
         items = [dataset[i] for i in range(min(6, len(dataset)))]
-        masks = masks or [{"truth": item["label"]} for item in items]
+        views = views or [{"truth": item["label"]} for item in items]
         parts.model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
         parts.model.eval()
         with torch.inference_mode():
-            for item, row in zip(items, masks, strict=True):
-                row[run.arm] = parts.model.predict_classes(item["image"][None])[0]
+            for item, row in zip(items, views, strict=True):
+                row[run.arm] = next(iter(parts.model.views(item).values()))
         with _whole(folder / "curves.png") as part:
             save_curves(part, folder / "log" / "metrics.csv")
-    rows = [(dataset.read(i)["image"], row) for i, row in enumerate(masks)]
+    rows = [(dataset.read(i)["image"], row) for i, row in enumerate(views)]
     with _whole(out / "predictions.png") as part:
-        save_panels(part, rows, dataset.class_names, dataset.palette)
+        draw_panels(rows, dataset.class_names, dataset.palette).save(part)
     print(f"results: {out / 'results.md'} and {out / 'results.json'}")
     print(f"pictures: {out / 'predictions.png'} and {out / '*_seed0' / 'curves.png'}")

@@ -1,4 +1,4 @@
-"""Pictures that people look at: masks over images with a legend, and curves of a run."""
+"""Pictures that people look at: masks and attention over images, with a legend, and curves of a run."""
 
 from __future__ import annotations
 
@@ -34,6 +34,13 @@ def overlay(image: Tensor, mask: Tensor, palette: Palette, opacity: float = 0.55
     return np.rint((1 - opacity) * picture + opacity * colour(mask, palette)).astype(np.uint8)
 
 
+def heat(image: Tensor, attention: Tensor, opacity: float = 0.7) -> Any:
+    """Attention [H, W] in 0 to 1 as heat over the grey image, uint8 [3, H, W]; uint8 [H, W, 3]."""
+    grey = image.float().mean(dim=0).numpy()[..., None]
+    colours = 255 * matplotlib.colormaps["inferno"](attention.float().clamp(0, 1).numpy())[..., :3]
+    return np.rint((1 - opacity) * grey + opacity * colours).astype(np.uint8)
+
+
 def save_mask(path: Path, mask: Tensor, palette: Palette) -> None:
     """Class indices [H, W] as a palette PNG: its values are the indices, its colours those of the classes."""
     image = Image.fromarray(mask.numpy().astype(np.uint8))
@@ -48,17 +55,22 @@ def save_overlay(path: Path, image: Tensor, mask: Tensor, names: Sequence[str], 
     _with_legend(picture, mask.unique().tolist(), names, palette, size).save(path)
 
 
-def save_panels(
-    path: Path, rows: Sequence[tuple[Tensor, Mapping[str, Tensor]]], names: Sequence[str], palette: Palette
-) -> None:
-    """One row an image: the image, then each of its masks laid over it; the classes below."""
-    if not rows:
-        return
-    titles = ["image", *dict.fromkeys(title for _, masks in rows for title in masks)]
+def draw_panels(
+    rows: Sequence[tuple[Tensor, Mapping[str, Tensor]]], names: Sequence[str], palette: Palette
+) -> Image.Image:
+    """One row an image: the image, then each of its views laid over it; the classes below.
+
+    Args:
+        rows: images, uint8 [3, H, W], at least one, with their views by title: classes [H, W], integers, or attention
+            [H, W], floating point in 0 to 1.
+        names: of the classes.
+        palette: their colours.
+    """
+    titles = ["image", *dict.fromkeys(title for _, views in rows for title in views)]
     panels = [
         [_panel(image.permute(1, 2, 0).numpy())]
-        + [_panel(overlay(image, masks[title], palette)) for title in titles[1:] if title in masks]
-        for image, masks in rows
+        + [_panel(_laid_over(image, views[title], palette)) for title in titles[1:] if title in views]
+        for image, views in rows
     ]
     width = max(panel.width for row in panels for panel in row)
     heights = [max(panel.height for panel in row) for row in panels]
@@ -72,7 +84,11 @@ def save_panels(
         for column, panel in enumerate(row):
             sheet.paste(panel, (column * (width + gap), top))
         top += height + gap
-    _with_legend(sheet, list(range(len(names))), names, palette, 12).save(path)
+    return _with_legend(sheet, list(range(len(names))), names, palette, 12)
+
+
+def _laid_over(image: Tensor, view: Tensor, palette: Palette) -> Any:
+    return heat(image, view) if view.is_floating_point() else overlay(image, view, palette)
 
 
 def _panel(pixels: Any) -> Image.Image:

@@ -20,14 +20,16 @@ from gingham.cli.class_table import class_table, print_class_table, write_class_
 from gingham.cli.options import ConfigError, config_file, one_line_errors, packaged_configs, with_config_files
 from gingham.cli.records import MetricsFile, checkpoints, resolve_checkpoint
 from gingham.errors import CheckpointError, DataError
-from gingham.methods.segmentation_recipe import SegmentationRecipe
 from gingham.nn.checkpoint import check_fit, read_file
 
 __all__ = ["ConfigError", "Pictures", "config_file", "main", "packaged_configs", "resolve_checkpoint"]
 
 
 class Pictures(Callback):
-    """After each validation, overlays of a few of its images; at the end of training, the curves."""
+    """After each validation, what the recipe sees in a few of its images; at the end of training, the curves.
+
+    The pictures are files in the run's folder, and go to TensorBoard where there is such a logger.
+    """
 
     def __init__(self, images: int = 8) -> None:
         self.images = images
@@ -35,26 +37,30 @@ class Pictures(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         folder = trainer.log_dir  # a broadcast: every process has to ask
         open_split = getattr(trainer.datamodule, "dataset", None)  # type: ignore[attr-defined]
-        if trainer.sanity_checking or not trainer.is_global_zero or folder is None or open_split is None:
+        views: Any = getattr(pl_module, "views", None)
+        if trainer.sanity_checking or not trainer.is_global_zero or folder is None or not (open_split and views):
             return
+        import numpy
         import torch
 
-        from gingham.cli.pictures import save_panels
+        from gingham.cli.pictures import draw_panels
 
         dataset = open_split("val")
         items = [dataset[i] for i in range(min(self.images, len(dataset)))]
+        if not items:
+            return
         raw = [dataset.read(i)["image"] for i in range(len(items))]
         was_training = pl_module.training
         pl_module.eval()
         with torch.no_grad():
-            masks = [pl_module(item["image"][None].to(pl_module.device))[0].argmax(0).cpu() for item in items]
+            rows = [(image, {"truth": item["label"], **views(item)}) for image, item in zip(raw, items, strict=True)]
         pl_module.train(was_training)
-        rows = [
-            (image, {"truth": item["label"], "prediction": mask})
-            for image, item, mask in zip(raw, items, masks, strict=True)
-        ]
+        sheet = draw_panels(rows, dataset.class_names, dataset.palette)
         Path(folder).mkdir(parents=True, exist_ok=True)
-        save_panels(Path(folder) / "predictions.png", rows, dataset.class_names, dataset.palette)
+        sheet.save(Path(folder) / "predictions.png")
+        for board in trainer.loggers:
+            if isinstance(board, TensorBoardLogger):
+                board.experiment.add_image("predictions", numpy.asarray(sheet), trainer.global_step, dataformats="HWC")
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         folder = trainer.log_dir
@@ -223,8 +229,10 @@ def _evaluate(cli: _CLI) -> None:
         report = {"checkpoint": cli.checkpoint} | {name: value for part in scores for name, value in part.items()}
         (cli.run_dir / f"{cli.command}.json").write_text(json.dumps(report, indent=2) + "\n")
         split = "val" if cli.command == "validate" else "test"
-        if isinstance(cli.model, SegmentationRecipe) and split in cli.model.scores:
-            rows = class_table(cli.model, split, cli.datamodule.label_space().names)
+        kept = getattr(cli.model, "scores", {})
+        if split in kept:
+            boundary = getattr(cli.model, "boundary_scores", {}).get(split)
+            rows = class_table(kept[split], boundary, cli.datamodule.label_space().names)
             print_class_table(rows)
             write_class_table(cli.run_dir / f"{cli.command}_classes.csv", rows)
 

@@ -1,24 +1,22 @@
 """What the training and evaluation of every segmentation method share; a method adds its network and its loss.
 
-for each step t of T:
+for each step:
     output = network(images)
     loss = the method's loss of output and labels (or of the labels that self-correction refined)
-    SGD or AdamW, learning rate lr (1 - t / T)^power
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import lightning
 import torch
 from torch import Tensor, nn
 
-from gingham.errors import CheckpointError, DataError
+from gingham.errors import DataError
+from gingham.methods.network_recipe import NetworkRecipe
 from gingham.metrics import BoundaryMeter, BoundaryScores, SegmentationMeter, SegmentationScores
 from gingham.nn.inference import multi_scale_flip, sliding_window, whole_image
 
@@ -31,7 +29,7 @@ class Refinement(NamedTuple):
     alpha: float  # the share of the given labels in the refined ones
 
 
-class SegmentationRecipe(lightning.LightningModule, ABC):
+class SegmentationRecipe(NetworkRecipe, ABC):
     """Trains and evaluates a segmentation network on batches of images and labels from any loader.
 
     It logs ``loss`` and, after ``val_`` or ``test_``, ``miou``, ``pixel_accuracy``, ``mean_accuracy``, ``iou/NN`` of
@@ -40,13 +38,7 @@ class SegmentationRecipe(lightning.LightningModule, ABC):
 
     Args:
         network_class: of the network. Its output has a field ``logits`` [B, K, h, w].
-        network: options of that class. ``backbone_weights`` are read when a training begins; resuming, evaluating and
-            predicting do without.
-        optimizer: "sgd" (momentum 0.9) or "adamw".
-        learning_rate: at step 0, above 0.
-        weight_decay: on every parameter, 0 or more.
-        power: of the polynomial schedule, 0 or more.
-        warmup_steps: steps in which the learning rate rises from 0.
+        network: options of that class.
         evaluation: images "whole" or in "sliding" tiles.
         tile: side of the tiles in pixels.
         scales: factors of the image size over which logits are averaged in evaluation.
@@ -56,6 +48,7 @@ class SegmentationRecipe(lightning.LightningModule, ABC):
         skip_absent: leave classes that occur nowhere out of the mean IoU.
         boundary_width: pixels on the inner side of a class's outline that the boundary IoU looks at, or None to leave
             it out.
+        options: of `gingham.methods.network_recipe.NetworkRecipe`.
 
     Raises:
         ValueError: an argument outside its range.
@@ -67,11 +60,6 @@ class SegmentationRecipe(lightning.LightningModule, ABC):
         network_class: type[nn.Module],
         network: dict[str, Any],
         *,
-        optimizer: Literal["sgd", "adamw"] = "sgd",
-        learning_rate: float = 0.01,
-        weight_decay: float = 1e-4,
-        power: float = 0.9,
-        warmup_steps: int = 0,
         evaluation: Literal["whole", "sliding"] = "whole",
         tile: int = 769,
         scales: tuple[float, ...] = (1.0,),
@@ -80,31 +68,19 @@ class SegmentationRecipe(lightning.LightningModule, ABC):
         report_classes: tuple[int, ...] = (),
         skip_absent: bool = False,
         boundary_width: int | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        valid = inspect.signature(network_class).parameters
-        if unknown := sorted(network.keys() - valid.keys()):
-            raise ValueError(f"network has no option {unknown[0]!r}: there are {', '.join(valid)}")
-        if optimizer not in ("sgd", "adamw"):
-            raise ValueError(f"optimizer must be 'sgd' or 'adamw', got {optimizer!r}")
+        super().__init__(network_class, network, **options)
         if evaluation not in ("whole", "sliding"):
             raise ValueError(f"evaluation must be 'whole' or 'sliding', got {evaluation!r}")
-        if not 0 < learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be above 0, got {learning_rate}")
-        self.require_not_negative(weight_decay=weight_decay, power=power, warmup_steps=warmup_steps)
         if tile < 1:
             raise ValueError(f"tile must be 1 pixel or more, got {tile}")
         if not scales or not all(0 < scale < math.inf for scale in scales):
             raise ValueError(f"scales must be one or more numbers above 0, got {tuple(scales)}")
-        self.network: Any = network_class(**{**network, "backbone_weights": None})
-        self.network_class, self.network_options = network_class, dict(network)
-        self.num_classes = int(network.get("num_classes", valid["num_classes"].default))
         if not all(0 <= index < self.num_classes for index in report_classes):
             raise ValueError(
                 f"report_classes must be between 0 and {self.num_classes - 1}, got {tuple(report_classes)}"
             )
-        self.optimizer, self.learning_rate, self.weight_decay = optimizer, learning_rate, weight_decay
-        self.power, self.warmup_steps = power, warmup_steps
         self.evaluation, self.tile, self.scales, self.flip = evaluation, tile, tuple(scales), flip
         self.align_corners = align_corners
         self.report_classes = tuple(report_classes)
@@ -123,14 +99,6 @@ class SegmentationRecipe(lightning.LightningModule, ABC):
         self.boundary_scores: dict[str, BoundaryScores] = {}
         #: Gives refined labels for a batch; set by a callback such as self-correction.
         self.refine: Callable[[Any], Refinement | None] | None = None
-        self._random_states: dict[str, Tensor] = {}
-
-    @staticmethod
-    def require_not_negative(**options: float) -> None:
-        """Raise a ValueError that names the first of these options that is below 0 or not finite."""
-        for name, value in options.items():
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be 0 or more, got {value}")
 
     # -------------------------------------------------------------------------------------------- what a method adds
 
@@ -143,14 +111,6 @@ class SegmentationRecipe(lightning.LightningModule, ABC):
             batch: "image" [B, 3, H, W], "label" [B, H, W], and whatever else the data set gives.
             refined: labels to learn in place of the given ones, or None.
         """
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups of parameters for the optimiser; those without ``lr`` have the recipe's learning rate."""
-        return [{"params": list(self.network.parameters())}]
-
-    def pretrained_parts(self, network: Any) -> list[nn.Module]:
-        """The modules of a network that ``backbone_weights`` are for."""
-        return [network.backbone]
 
     def corners_align(self, size: tuple[int, int] | torch.Size) -> bool:
         """Whether maps of images of this size (H, W) are resized with aligned corners."""
@@ -168,12 +128,6 @@ class SegmentationRecipe(lightning.LightningModule, ABC):
                 )
             self.mirror_pairs = labels.mirror_pairs
 
-    def on_fit_start(self) -> None:
-        if self.network_options.get("backbone_weights") and self.trainer.ckpt_path is None:
-            pretrained = self.network_class(**self.network_options)
-            for own, loaded in zip(self.pretrained_parts(self.network), self.pretrained_parts(pretrained), strict=True):
-                own.load_state_dict(loaded.state_dict())
-
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         images = batch["image"]
         refined = self.refine(batch) if self.refine is not None else None
@@ -181,31 +135,6 @@ class SegmentationRecipe(lightning.LightningModule, ABC):
         loss = self.loss(output, batch, refined)
         self.log("loss", loss, prog_bar=True, batch_size=len(images))
         return loss
-
-    def configure_optimizers(self) -> Any:
-        groups: Any = self.parameter_groups()
-        if self.optimizer == "sgd":
-            optimizer: Any = torch.optim.SGD(
-                groups, lr=self.learning_rate, momentum=0.9, weight_decay=self.weight_decay
-            )
-        else:
-            optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
-        total = max(1, int(self.trainer.estimated_stepping_batches))
-
-        def factor(step: int) -> float:
-            rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-            return float(rise * max(0.0, 1 - step / total) ** self.power)
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
-        # Resumed: dropout goes on where it was.
-        if "cpu" in self._random_states:
-            torch.set_rng_state(self._random_states["cpu"])
-        if "cuda" in self._random_states and self.device.type == "cuda":
-            torch.cuda.set_rng_state(self._random_states["cuda"], self.device)
-        self._random_states = {}
 
     # -------------------------------------------------------------------------------------------- evaluation
 
@@ -239,6 +168,10 @@ class SegmentationRecipe(lightning.LightningModule, ABC):
         """The class [B, H, W] of every pixel of images [B, 3, H, W]."""
         classes: Tensor = self(images).argmax(1)
         return classes
+
+    def views(self, item: Any) -> dict[str, Tensor]:
+        """What pictures show of a data set's item beside its truth: classes [H, W], or heat [H, W] in 0 to 1."""
+        return {"prediction": self.predict_classes(item["image"][None].to(self.device))[0].cpu()}
 
     def evaluate(self, batch: Any, split: str) -> None:
         """Count a batch of "val" or "test" in the meters."""
@@ -281,19 +214,3 @@ class SegmentationRecipe(lightning.LightningModule, ABC):
 
     def on_test_epoch_end(self) -> None:
         self.report("test")
-
-    # -------------------------------------------------------------------------------------------- checkpoints
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        states = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state(self.device)
-        checkpoint["random_states"] = states
-        checkpoint["network_options"] = self.network_options
-        checkpoint["optimizer"] = self.optimizer
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        optimizer = checkpoint.get("optimizer", self.optimizer)
-        if self.trainer.state.fn == "fit" and optimizer != self.optimizer:
-            raise CheckpointError(f"the checkpoint is of a run with optimizer {optimizer}, not {self.optimizer}")
-        self._random_states = checkpoint.get("random_states", {})

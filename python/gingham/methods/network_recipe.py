@@ -1,0 +1,134 @@
+"""What the training of every network shares: optimiser, schedule, pretrained weights, and states to resume from.
+
+for each step t of T:
+    loss = the method's loss of network and batch
+    SGD or AdamW, learning rate lr (1 - t / T)^power, or another schedule of the method's
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any, Literal
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from gingham.errors import CheckpointError
+
+
+class NetworkRecipe(lightning.LightningModule):
+    """Trains a network; what its steps are and how it is evaluated, subclasses say.
+
+    Args:
+        network_class: of the network.
+        network: options of that class. ``backbone_weights`` are read when a training begins; resuming, evaluating and
+            predicting do without.
+        optimizer: "sgd" (momentum 0.9) or "adamw".
+        learning_rate: at step 0, above 0.
+        weight_decay: on every parameter, 0 or more.
+        power: of the polynomial schedule, 0 or more.
+        warmup_steps: steps in which the learning rate rises from 0.
+
+    Raises:
+        ValueError: an argument outside its range.
+        BackboneError: a backbone that does not exist or does not have an option.
+    """
+
+    def __init__(
+        self,
+        network_class: type[nn.Module],
+        network: dict[str, Any],
+        *,
+        optimizer: Literal["sgd", "adamw"] = "sgd",
+        learning_rate: float = 0.01,
+        weight_decay: float = 1e-4,
+        power: float = 0.9,
+        warmup_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        valid = inspect.signature(network_class).parameters
+        if unknown := sorted(network.keys() - valid.keys()):
+            raise ValueError(f"network has no option {unknown[0]!r}: there are {', '.join(valid)}")
+        if optimizer not in ("sgd", "adamw"):
+            raise ValueError(f"optimizer must be 'sgd' or 'adamw', got {optimizer!r}")
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be above 0, got {learning_rate}")
+        self.require_not_negative(weight_decay=weight_decay, power=power, warmup_steps=warmup_steps)
+        self.network: Any = network_class(**{**network, "backbone_weights": None})
+        self.network_class, self.network_options = network_class, dict(network)
+        self.num_classes = int(network.get("num_classes", valid["num_classes"].default))
+        self.optimizer, self.learning_rate, self.weight_decay = optimizer, learning_rate, weight_decay
+        self.power, self.warmup_steps = power, warmup_steps
+        self._random_states: dict[str, Tensor] = {}
+
+    @staticmethod
+    def require_not_negative(**options: float) -> None:
+        """Raise a ValueError that names the first of these options that is below 0 or not finite."""
+        for name, value in options.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {value}")
+
+    # -------------------------------------------------------------------------------------------- what a method adds
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups of parameters for the optimiser; those without ``lr`` have the recipe's learning rate."""
+        return [{"params": list(self.network.parameters())}]
+
+    def pretrained_parts(self, network: Any) -> list[nn.Module]:
+        """The modules of a network that ``backbone_weights`` are for."""
+        return [network.backbone]
+
+    def rate_factor(self, step: int, total: int) -> float:
+        """The learning rate at a step of the training, as a share of that at step 0; warm-up comes on top."""
+        return float(max(0.0, 1 - step / total) ** self.power)
+
+    # -------------------------------------------------------------------------------------------- training
+
+    def on_fit_start(self) -> None:
+        if self.network_options.get("backbone_weights") and self.trainer.ckpt_path is None:
+            pretrained = self.network_class(**self.network_options)
+            for own, loaded in zip(self.pretrained_parts(self.network), self.pretrained_parts(pretrained), strict=True):
+                own.load_state_dict(loaded.state_dict())
+
+    def configure_optimizers(self) -> Any:
+        groups: Any = self.parameter_groups()
+        if self.optimizer == "sgd":
+            optimizer: Any = torch.optim.SGD(
+                groups, lr=self.learning_rate, momentum=0.9, weight_decay=self.weight_decay
+            )
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+
+        def factor(step: int) -> float:
+            rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+            return rise * self.rate_factor(step, total)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        # Resumed: dropout goes on where it was.
+        if "cpu" in self._random_states:
+            torch.set_rng_state(self._random_states["cpu"])
+        if "cuda" in self._random_states and self.device.type == "cuda":
+            torch.cuda.set_rng_state(self._random_states["cuda"], self.device)
+        self._random_states = {}
+
+    # -------------------------------------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        checkpoint["random_states"] = states
+        checkpoint["network_options"] = self.network_options
+        checkpoint["optimizer"] = self.optimizer
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        optimizer = checkpoint.get("optimizer", self.optimizer)
+        if self.trainer.state.fn == "fit" and optimizer != self.optimizer:
+            raise CheckpointError(f"the checkpoint is of a run with optimizer {optimizer}, not {self.optimizer}")
+        self._random_states = checkpoint.get("random_states", {})
