@@ -416,6 +416,23 @@ def test_metrics_refuse_what_does_not_fit(metric: Metric) -> None:
         metric(features, labels, memory=(torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64)))
 
 
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda f, k: triplet_metric(f, k, mining="hard"), "mining must be one of all, hardest, got 'hard'"),
+        (lambda f, k: triplet_metric(f, k, average="actve"), "average must be one of active, all, got 'actve'"),
+        (lambda f, k: prototype_metric(f, k, average="some"), "average must be one of active, all, got 'some'"),
+        (
+            lambda f, _: point_cross_entropy(f, pool(), average="point"),  # type: ignore[arg-type]
+            "average must be one of points, images, got 'point'",
+        ),
+    ],
+)
+def test_misspelt_options_are_named(call: Callable[[Tensor, Tensor], Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        call(*some())
+
+
 # --- the memory ------------------------------------------------------------------------------------------------------
 
 

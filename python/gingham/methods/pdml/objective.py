@@ -96,6 +96,7 @@ def point_cross_entropy(logits: Tensor, pool: PointPool, *, average: Literal["po
         Scalar, 0 (with a gradient of 0) where there are no points.
 
     Raises:
+        ValueError: an unknown average.
         DataError: a class outside 0 to K - 1.
 
     Source: that the paper has a point-wise cross-entropy is confirmed, its normalisation is not.
@@ -106,6 +107,7 @@ def point_cross_entropy(logits: Tensor, pool: PointPool, *, average: Literal["po
         >>> round(point_cross_entropy(logits, pool).item(), 6)
         1.295304
     """
+    _check_name("average", average, ("points", "images"))
     classes = logits.shape[1]
     if len(wrong := pool.label[(pool.label < 0) | (pool.label >= classes)]):
         raise DataError(f"points contain the class {int(wrong[0])}, which is none of 0 to {classes - 1}")
@@ -151,7 +153,7 @@ def triplet_metric(
         The loss, 0 (with a gradient of 0) where there is no triplet, and what to watch.
 
     Raises:
-        ValueError: margin not above 0, or shapes that do not fit.
+        ValueError: margin not above 0, an unknown mining or average, or shapes that do not fit.
 
     Source: that the paper's condition is relative, and across images, is confirmed; triplets, distance, margin,
         normalisation and averaging are not.
@@ -162,6 +164,8 @@ def triplet_metric(
         >>> round(terms.loss.item(), 6), round(terms.mean_over_all.item(), 6)
         (0.212676, 0.035446)
     """
+    _check_name("mining", mining, ("all", "hardest"))
+    _check_name("average", average, ("active", "all"))
     distance, same, different = _pairs(features, labels, margin, images, memory, normalise)
     if squared:
         distance = distance.square()
@@ -251,7 +255,7 @@ def prototype_metric(
         The loss, 0 (with a gradient of 0) where there is no triplet, and what to watch.
 
     Raises:
-        ValueError: margin not above 0, or shapes that do not fit.
+        ValueError: margin not above 0, an unknown average, or shapes that do not fit.
 
     Source: an alternative to `triplet_metric`, not confirmed for the paper.
 
@@ -260,6 +264,7 @@ def prototype_metric(
         >>> prototype_metric(features, torch.tensor([0, 0, 1, 1]), margin=0.3).loss
         tensor(0.)
     """
+    _check_name("average", average, ("active", "all"))
     _check(features, labels, margin, images, memory)
     others, other_labels = memory if memory is not None and images is None else (features[:0], labels[:0])
     anchors, others = _scaled(features, normalise), _scaled(others, normalise)
@@ -332,6 +337,11 @@ def _terms(total: Tensor, active: Tensor, number: Tensor, average: str) -> Metri
     over_all = total / number.clamp(min=1)
     loss = total / active.clamp(min=1) if average == "active" else over_all
     return MetricTerms(loss, over_all.detach(), active / number.clamp(min=1))
+
+
+def _check_name(option: str, name: str, valid: tuple[str, ...]) -> None:
+    if name not in valid:
+        raise ValueError(f"{option} must be one of {', '.join(valid)}, got {name!r}")
 
 
 def _check(
