@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -340,7 +341,11 @@ def test_gradient_is_orthogonal_to_the_feature(metric: Metric) -> None:
     assert (features * gradient).sum(dim=1).abs().max() < 1e-15
 
 
-@every_metric
+@pytest.mark.parametrize(
+    "metric",
+    [triplet_metric, partial(triplet_metric, mining="hardest"), contrastive_metric, prototype_metric],
+    ids=["triplet", "hardest", "contrastive", "prototype"],
+)
 @pytest.mark.parametrize(
     "labels", [[2, 2, 2, 2], [0, 1, 2, 3], [1], []], ids=["one class", "all classes", "one", "none"]
 )

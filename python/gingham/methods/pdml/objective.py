@@ -169,7 +169,7 @@ def triplet_metric(
     distance, same, different = _pairs(features, labels, margin, images, memory, normalise)
     if squared:
         distance = distance.square()
-    if mining == "hardest":
+    if mining == "hardest" and distance.numel():  # no anchor has no farthest positive
         farthest = distance.masked_fill(~same, -torch.inf).amax(dim=1)
         nearest = distance.masked_fill(~different, torch.inf).amin(dim=1)
         complete = same.any(dim=1) & different.any(dim=1)
