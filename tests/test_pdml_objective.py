@@ -18,6 +18,7 @@ from gingham.methods.pdml.memory import FeatureMemory
 from gingham.methods.pdml.objective import (
     MetricTerms,
     PointPool,
+    _GatheredRows,
     contrastive_metric,
     gather_rows,
     global_mean,
@@ -655,6 +656,20 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one(tmp_path: Path) -> 
     mean = torch.tensor([losses for losses, _ in results], dtype=torch.float64).mean(0)
     torch.testing.assert_close(mean, expected.detach())
     assert results[0][0][2] == pytest.approx(expected[2].item())  # the metric is the same in every process
+
+
+def test_gathering_leaves_the_gradient_of_its_result_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda rows: rows.mul_(2))  # a second process alike
+        rows = torch.ones(3, 2, requires_grad=True)
+        gathered = _GatheredRows.apply(rows)
+        wanted = torch.ones_like(gathered)
+        (gradient,) = torch.autograd.grad(gathered, rows, wanted)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert torch.equal(gradient, torch.full((3, 2), 2.0))
+    assert torch.equal(wanted, torch.ones(1, 3, 2))
 
 
 def test_one_process_gathers_nothing() -> None:

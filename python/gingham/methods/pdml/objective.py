@@ -375,9 +375,10 @@ class _GatheredRows(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient[dist.get_rank()]
+        # A copy: the one that comes in is autograd's, and may be wanted elsewhere.
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total[dist.get_rank()]
 
 
 def gather_rows(rows: Tensor) -> Tensor:
