@@ -423,7 +423,11 @@ def test_pooling_takes_the_mean_over_rows_and_columns() -> None:
 def test_batch_of_one_is_refused_where_it_cannot_be_normalised(images: Tensor) -> None:
     with pytest.raises(ValueError, match=r"^images must be two or more in a training batch, got one: .*pooling_norm=F"):
         small()(images[:1])
-    for model in (small(pooling_norm=False), small(image_pooling=False), small().eval()):
+    frozen = small()
+    for module in frozen.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    for model in (small(pooling_norm=False), small(image_pooling=False), small().eval(), frozen):
         assert model(images[:1]).logits.isfinite().all()
 
 

@@ -386,7 +386,7 @@ class ImagePooling(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         # The class that --trainer.sync_batchnorm puts in its place sees the images of all processes.
-        if self.training and len(features) == 1 and isinstance(self.norm, nn.BatchNorm2d):
+        if isinstance(self.norm, nn.BatchNorm2d) and self.norm.training and len(features) == 1:
             raise ValueError(
                 "images must be two or more in a training batch, got one: batch norm of their pooled features needs "
                 "two; train with pooling_norm=False or with synchronised batch norm"
