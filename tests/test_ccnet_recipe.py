@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 pytest.importorskip("lightning")
 import lightning
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from gingham.cli.training import Pictures, config_file, packaged_configs
 from gingham.errors import CheckpointError, DataError
@@ -101,6 +102,13 @@ def test_accumulation_counts_as_one_step_of_the_schedule(tmp_path: Path) -> None
     run = trainer(tmp_path, max_epochs=2, callbacks=[rates], limit_val_batches=0, accumulate_grad_batches=3)
     run.fit(CCNetRecipe(NETWORK, learning_rate=1e-3), data())
     assert [network for network, _ in rates.seen] == pytest.approx([1e-3] * 3 + [1e-3 * 0.5**0.9] * 3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_training_without_an_end_has_no_schedule(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_epochs=-1, limit_val_batches=0)
+    with pytest.raises(MisconfigurationException, match=r"trainer\.max_epochs or trainer\.max_steps must be given"):
+        run.fit(CCNetRecipe(NETWORK), data())
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import lightning
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from gingham.errors import CheckpointError
@@ -100,7 +101,11 @@ class NetworkRecipe(lightning.LightningModule):
             )
         else:
             optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
-        total = max(1, int(self.trainer.estimated_stepping_batches))
+        if math.isinf(steps := self.trainer.estimated_stepping_batches):
+            raise MisconfigurationException(
+                "trainer.max_epochs or trainer.max_steps must be given: the learning rate falls over the whole training"
+            )
+        total = max(1, int(steps))
 
         def factor(step: int) -> float:
             rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
