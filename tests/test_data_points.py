@@ -107,6 +107,7 @@ def test_a_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
         (HEADER + "cat 1,-2,3\n", "points.txt, line 2: point y=-2, x=3 of cat lies below 0"),
         (HEADER + "cat 1,2\n", "points.txt, line 2: point '1,2', expected c,y,x in whole numbers"),
         (HEADER + "cat 1,2.5,3\n", "points.txt, line 2: point '1,2.5,3', expected c,y,x in whole numbers"),
+        (HEADER + f"cat 1,2,{10**20}\n", f"points.txt, line 2: point '1,2,{10**20}', expected c,y,x in whole numbers"),
         (HEADER + "cat 1,2,3\n\ncat 1,2,3\n", "points.txt, line 4: image cat stands in line 2 already"),
     ],
 )

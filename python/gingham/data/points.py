@@ -226,7 +226,7 @@ def parse_lines(
 
 def _numbers(word: str, count: int) -> list[int]:
     parts = word.split(",")
-    if len(parts) != count or not all(re.fullmatch(r"-?\d+", part) for part in parts):
+    if len(parts) != count or not all(re.fullmatch(r"-?\d{1,18}", part) for part in parts):
         raise ValueError(f"point {word!r}")
     return [int(part) for part in parts]
 
