@@ -39,6 +39,15 @@ def test_loss_is_the_weighted_sum_over_the_stages(align_corners: bool) -> None:
     assert not torch.allclose(each[0], by_hand(stages[0], labels, not align_corners))
 
 
+def test_a_stage_without_weight_costs_nothing_whatever_it_predicts() -> None:
+    stages, labels = stage_logits(), some_labels()
+    stages[0] = torch.full_like(stages[0], torch.inf).requires_grad_()
+    loss = stage_supervision(stages, labels, weights=(0.0, 1.0))
+    torch.testing.assert_close(loss, by_hand(stages[1], labels))
+    (gradient,) = torch.autograd.grad(loss, stages[0])  # for several processes, which wait for every gradient
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
 def test_hard_pixels_concern_the_last_stage_only() -> None:
     stages, labels = stage_logits(), some_labels()
     selection = HardPixels(threshold=0.2, min_kept=0, shrink=1)

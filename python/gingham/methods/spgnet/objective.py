@@ -56,6 +56,9 @@ def stage_supervision(
     losses = []
     for number, (logits, weight) in enumerate(zip(stages, weights, strict=True), start=1):
         check_labels(logits, labels, ignore_index)
+        if weight == 0:
+            losses.append(logits[:0].sum())  # 0 whatever the logits are, with a gradient of 0 to them
+            continue
         upsampled = upsample_logits(logits, size, align_corners=align_corners)
         counted = labels
         if hard_pixels is not None and number == len(stages):
