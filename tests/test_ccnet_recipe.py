@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -150,6 +151,21 @@ def test_sliding_and_whole_evaluation_are_what_they_are_called() -> None:
     flipped = CCNetRecipe(NETWORK, flip=True).eval()
     flipped.load_state_dict(weights)
     torch.testing.assert_close(flipped(images), (whole(images) + whole(images.flip(-1)).flip(-1)) / 2)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("aligned", [True, False])
+def test_corners_are_aligned_in_training_and_evaluation_alike(aligned: bool) -> None:
+    torch.manual_seed(0)
+    (item,) = items(1)
+    recipe = CCNetRecipe(NETWORK | {"dropout": 0.0}, align_corners=aligned).eval()
+    batch: Any = {name: value[None] for name, value in item.items()}
+    logits = F.interpolate(
+        recipe.network(batch["image"]).logits, batch["label"].shape[-2:], mode="bilinear", align_corners=aligned
+    )
+    torch.testing.assert_close(recipe(batch["image"]), logits)
+    loss = recipe.loss(recipe.network(batch["image"]), batch, None)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, batch["label"]))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -262,6 +262,23 @@ def test_padding_gets_no_extended_label(batch: Any) -> None:
     assert (found[:, 9:] == 255).all() and (found[:, :8] != 255).any()
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("aligned", [True, False])
+def test_one_option_of_the_network_says_how_corners_lie_everywhere(batch: Any, aligned: bool) -> None:
+    made = recipe({"align_corners": aligned}, supervision="labels", metric=DistanceMetric(warmup_epochs=0)).eval()
+    output = made.network(batch["image"])
+    logits = torch.nn.functional.interpolate(output.logits, (64, 64), mode="bilinear", align_corners=aligned)
+    torch.testing.assert_close(made(batch["image"]), logits)
+    points = pool_points(batch["points"])
+    features = sample_at_points(output.features, *points[:3], (64, 64), align_corners=aligned)
+    expected = torch.nn.functional.cross_entropy(logits, batch["label"]) + triplet_metric(features, points.label).loss
+    torch.testing.assert_close(made.loss(output, batch, None), expected)
+    assert made.network.head.align_corners is aligned
+    assert recipe({"align_corners": aligned}, purity_pixels=1).purity_meters["val"].align_corners is aligned
+    with pytest.raises(TypeError, match="align_corners"):
+        recipe(align_corners=aligned)
+
+
 def test_the_backbone_has_a_rate_of_its_own() -> None:
     made = recipe(backbone_rate=0.1, learning_rate=0.02)
     backbone, others = made.parameter_groups()

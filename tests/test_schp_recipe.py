@@ -277,6 +277,12 @@ def test_options_outside_their_range_are_named(options: dict[str, Any]) -> None:
         SCHPRecipe(NETWORK, **options)
 
 
+def test_corners_are_no_option_since_the_network_aligns_them() -> None:
+    assert recipe().corners_align((32, 24)) is True
+    with pytest.raises(TypeError, match="align_corners"):
+        recipe(align_corners=False)
+
+
 def test_network_options_that_do_not_exist_are_named() -> None:
     with pytest.raises(ValueError, match="network has no option 'loops': there are backbone, num_classes"):
         SCHPRecipe(NETWORK | {"loops": 1})

@@ -124,7 +124,6 @@ def test_tiles_follow_the_rule_for_their_own_size() -> None:
     tiles.load_state_dict(whole.state_dict())
     torch.testing.assert_close(tiles(images), whole(images))
     assert tiles(batch(size=(40, 50))["image"]).shape == (2, 4, 40, 50)
-    assert tiles.align_corners is True
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -169,6 +168,13 @@ def test_backbone_weights_go_to_every_stage_when_training_begins(tmp_path: Path)
 def test_options_that_do_not_fit_are_named(network: dict[str, Any], options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         SPGNetRecipe(NETWORK | network, **options)
+
+
+def test_corners_are_an_option_of_the_network_alone() -> None:
+    assert SPGNetRecipe(NETWORK | {"align_corners": True}).corners_align((32, 48)) is True
+    assert SPGNetRecipe(NETWORK).corners_align((32, 48)) is False
+    with pytest.raises(TypeError, match="align_corners"):
+        SPGNetRecipe(NETWORK, align_corners=True)
 
 
 def test_the_last_stage_or_a_network_without_gates_may_go_unsupervised() -> None:

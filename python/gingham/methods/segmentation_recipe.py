@@ -43,7 +43,6 @@ class SegmentationRecipe(NetworkRecipe, ABC):
         tile: side of the tiles in pixels.
         scales: factors of the image size over which logits are averaged in evaluation.
         flip: whether mirrored images are averaged too; classes with a left and a right change places in them.
-        align_corners: of every resizing of images and logits in evaluation.
         report_classes: class indices whose mean IoU is logged as ``focus_iou``.
         skip_absent: leave classes that occur nowhere out of the mean IoU.
         boundary_width: pixels on the inner side of a class's outline that the boundary IoU looks at, or None to leave
@@ -64,7 +63,6 @@ class SegmentationRecipe(NetworkRecipe, ABC):
         tile: int = 769,
         scales: tuple[float, ...] = (1.0,),
         flip: bool = False,
-        align_corners: bool = True,
         report_classes: tuple[int, ...] = (),
         skip_absent: bool = False,
         boundary_width: int | None = None,
@@ -82,7 +80,6 @@ class SegmentationRecipe(NetworkRecipe, ABC):
                 f"report_classes must be between 0 and {self.num_classes - 1}, got {tuple(report_classes)}"
             )
         self.evaluation, self.tile, self.scales, self.flip = evaluation, tile, tuple(scales), flip
-        self.align_corners = align_corners
         self.report_classes = tuple(report_classes)
         self.meters = nn.ModuleDict(
             {split: SegmentationMeter(self.num_classes, skip_absent=skip_absent) for split in ("val", "test")}
@@ -113,8 +110,8 @@ class SegmentationRecipe(NetworkRecipe, ABC):
         """
 
     def corners_align(self, size: tuple[int, int] | torch.Size) -> bool:
-        """Whether maps of images of this size (H, W) are resized with aligned corners."""
-        return self.align_corners
+        """Whether maps of images of this size (H, W) are resized with aligned corners, everywhere in the method."""
+        return True
 
     # -------------------------------------------------------------------------------------------- training
 

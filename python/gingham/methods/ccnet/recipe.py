@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gingham.methods.ccnet.network import CCNet
@@ -28,6 +29,7 @@ class CCNetRecipe(SegmentationRecipe):
         hard_pixels: select hard pixels for the main loss (OHEM), or None.
         category_weights: weights of the category-consistent loss's variance, distance and regularisation terms, or None
             to leave the loss out. The network has ``category_channels`` if, and only if, they are given.
+        align_corners: of every resizing of images and logits; mmsegmentation has False for even crops.
         options: of `gingham.methods.segmentation_recipe.SegmentationRecipe`. The official code has no warm-up.
 
     Raises:
@@ -42,6 +44,7 @@ class CCNetRecipe(SegmentationRecipe):
         auxiliary_weight: float = 0.4,
         hard_pixels: HardPixels | None = None,
         category_weights: tuple[float, float, float] | None = None,
+        align_corners: bool = True,
         **options: Any,
     ) -> None:
         self.require_not_negative(gamma_rate=gamma_rate, auxiliary_weight=auxiliary_weight)
@@ -53,7 +56,7 @@ class CCNetRecipe(SegmentationRecipe):
                 f"{category_weights} and {network.get('category_channels')}"
             )
         super().__init__(CCNet, network, **options)
-        self.gamma_rate = gamma_rate
+        self.gamma_rate, self.align_corners = gamma_rate, align_corners
         self.auxiliary_weight, self.hard_pixels, self.category_weights = auxiliary_weight, hard_pixels, category_weights
 
     def loss(self, output: Any, batch: Any, refined: Refinement | None) -> Tensor:
@@ -70,6 +73,9 @@ class CCNetRecipe(SegmentationRecipe):
             terms = category_consistent_loss(output.features, labels)
             loss = loss + sum(weight * term for weight, term in zip(self.category_weights, terms, strict=True))
         return loss
+
+    def corners_align(self, size: tuple[int, int] | torch.Size) -> bool:
+        return self.align_corners
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         gammas = [p for name, p in self.network.named_parameters() if name.endswith("gamma")]

@@ -53,7 +53,7 @@ class PDML(
         auxiliary: whether a second head classifies the last stage but one in training.
         auxiliary_channels: channels of that head.
         metric_channels: None, or the channels of a 1x1 convolution between the features and the distance metric.
-        align_corners: of the resizing in "psp".
+        align_corners: of every resizing of maps, in the head and of what comes out of it.
         backbone_weights: None, "timm", a timm tag, or a safetensors or torch file.
         backbone_options: further arguments of the backbone's constructor.
 
@@ -94,6 +94,7 @@ class PDML(
         backbone_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.align_corners = align_corners
         numbers = {"num_classes": num_classes, "head_channels": head_channels, "auxiliary_channels": auxiliary_channels}
         if metric_channels is not None:
             numbers["metric_channels"] = metric_channels

@@ -145,6 +145,8 @@ class LabelExtension:
 class PDMLRecipe(SegmentationRecipe):
     """Trains and evaluates a `PDML` network on batches of images and points.
 
+    Images, logits and features are resized and read as the network resizes its maps, by its ``align_corners``.
+
     Batches have "points" [B, N, 3], see `gingham.data.points.collate_points`. Beside what every segmentation recipe
     logs, it logs ``loss_points``, ``loss_metric``, ``metric_mean``, ``metric_active``, ``loss_extension``,
     ``extension_coverage``, ``extension_accuracy`` (where there are masks), ``images_without_points``, and, with
@@ -203,11 +205,14 @@ class PDMLRecipe(SegmentationRecipe):
         self._steps, self._steps_of_an_epoch = 1, 1.0
         self.purity_meters = nn.ModuleDict(
             {
-                split: EmbeddingPurity(purity_pixels, align_corners=self.align_corners)
+                split: EmbeddingPurity(purity_pixels, align_corners=self.network.align_corners)
                 for split in ("val", "test")
                 if purity_pixels
             }
         )
+
+    def corners_align(self, size: tuple[int, int] | torch.Size) -> bool:
+        return bool(self.network.align_corners)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         backbone = [p for name, p in self.network.named_parameters() if name.startswith("backbone.")]
@@ -223,7 +228,7 @@ class PDMLRecipe(SegmentationRecipe):
     def loss(self, output: PDMLOutput, batch: Any, refined: Refinement | None) -> Tensor:
         images = batch["image"]
         size, count = images.shape[-2:], len(images)
-        read = partial(sample_at_points, size=size, align_corners=self.align_corners)
+        read = partial(sample_at_points, size=size, align_corners=self.network.align_corners)
         log = partial(self.log, batch_size=count)
         if self.supervision == "labels":
             loss = self._label_loss(output, batch["label"], refined)
@@ -268,7 +273,7 @@ class PDMLRecipe(SegmentationRecipe):
         soft = None if refined is None else refined.labels
 
         def term(logits: Tensor) -> Tensor:
-            full = upsample_logits(logits, labels.shape[-2:], align_corners=self.align_corners)
+            full = upsample_logits(logits, labels.shape[-2:], align_corners=self.network.align_corners)
             return cross_entropy(full, labels, soft=soft)
 
         loss = term(output.logits)
@@ -307,7 +312,7 @@ class PDMLRecipe(SegmentationRecipe):
             threshold=self.extension.threshold,
             largest_share=self.extension.largest_share,
             valid=padding == 0,
-            align_corners=self.align_corners,
+            align_corners=self.network.align_corners,
         )
 
     def _extension_share(self) -> float:

@@ -23,7 +23,7 @@ from gingham.nn.segmentation_loss import HardPixels
 class SPGNetRecipe(SegmentationRecipe):
     """Trains and evaluates an `SPGNet`.
 
-    Logits are upsampled as the network resizes its maps: its ``align_corners`` takes the place of the recipe's.
+    Images and logits are resized as the network resizes its maps, by its ``align_corners``.
 
     Args:
         network: options of `gingham.methods.spgnet.network.SPGNet`.
