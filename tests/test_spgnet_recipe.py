@@ -126,6 +126,22 @@ def test_tiles_follow_the_rule_for_their_own_size() -> None:
     assert tiles(batch(size=(40, 50))["image"]).shape == (2, 4, 40, 50)
 
 
+@pytest.mark.parametrize("size", [(65, 65), (64, 64)])
+def test_scaled_images_follow_the_rule_for_their_own_size(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    recipe = SPGNetRecipe(NETWORK, scales=(33 / size[0],)).eval()
+    images = batch(size=size)["image"]
+    aligned = size == (65, 65)  # of the images, and so of the way to the scale and back
+    scaled = F.interpolate(images, (33, 33), mode="bilinear", align_corners=aligned)
+    logits = F.interpolate(recipe.network(scaled).logits, (33, 33), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(recipe(images), F.interpolate(logits, size, mode="bilinear", align_corners=aligned))
+    half = SPGNetRecipe(NETWORK, scales=(0.5,)).eval()
+    half.load_state_dict(recipe.state_dict())
+    scaled = F.interpolate(images, (32, 32), mode="bilinear", align_corners=aligned)
+    logits = F.interpolate(recipe.network(scaled).logits, (32, 32), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(half(images), F.interpolate(logits, size, mode="bilinear", align_corners=aligned))
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_backbone_weights_go_to_every_stage_when_training_begins(tmp_path: Path) -> None:
     torch.manual_seed(1)

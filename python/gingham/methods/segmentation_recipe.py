@@ -138,17 +138,15 @@ class SegmentationRecipe(NetworkRecipe, ABC):
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K, H, W] of images [B, 3, H, W], by the recipe's way of evaluation."""
 
-        seen = (self.tile, self.tile) if self.evaluation == "sliding" else images.shape[-2:]
-        align_corners = self.corners_align(seen)
-
         def network(x: Tensor) -> Tensor:
             logits: Tensor = self.network(x.contiguous(memory_format=torch.channels_last)).logits
             return logits
 
         def one_scale(x: Tensor) -> Tensor:
             if self.evaluation == "sliding":
+                align_corners = self.corners_align((self.tile, self.tile))
                 return sliding_window(network, x, tile=self.tile, align_corners=align_corners)
-            return whole_image(network, x, align_corners=align_corners)
+            return whole_image(network, x, align_corners=self.corners_align(x.shape[-2:]))
 
         if self.scales == (1.0,) and not self.flip:
             return one_scale(images)
@@ -158,7 +156,7 @@ class SegmentationRecipe(NetworkRecipe, ABC):
             scales=self.scales,
             flip=self.flip,
             mirror_pairs=self.mirror_pairs,
-            align_corners=align_corners,
+            align_corners=self.corners_align(images.shape[-2:]),
         )
 
     def predict_classes(self, images: Tensor) -> Tensor:
