@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 pytest.importorskip("lightning", reason="training needs the extra: pip install gingham[train]")
+import lightning
 from PIL import Image
 
 from gingham.cli import main
@@ -27,6 +29,8 @@ from gingham.data.wardrobe import Dolls, write_lip
 from gingham.methods.schp.recipe import SCHPRecipe
 from gingham.methods.schp.schedule import cycles_after, cyclical_rate
 from gingham.methods.schp.self_correction import SelfCorrection, average_parameters, estimate_batch_norm
+from gingham.methods.segmentation_data import SegmentationData
+from gingham.methods.spgnet.recipe import SPGNetRecipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -328,6 +332,46 @@ def test_weights_alone_and_labels_alone(tmp_path: Path, monkeypatch: pytest.Monk
     assert watch.alphas[12:] == [None] * 6 + [1 / 2] * 3 + [1 / 3] * 3
     average, student = correction(tmp_path / "labels")["average"], state(tmp_path / "labels", "last")["state_dict"]
     assert torch.equal(average["fusion.0.weight"], student["network.fusion.0.weight"])
+
+
+def quiet_trainer(folder: Path, correction: SelfCorrection, **options: Any) -> lightning.Trainer:
+    warnings.filterwarnings("ignore")
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "default_root_dir": folder,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": False,
+        "num_sanity_val_steps": 0,
+    }
+    return lightning.Trainer(callbacks=[correction], **defaults | options)
+
+
+def dolls(**options: Any) -> SegmentationData:
+    sizes: dict[str, Any] = {"batch_size": 4, "crop": (64, 32), "scales": None, "lengths": (8, 4, 4)}
+    return SegmentationData("wardrobe_dolls", **sizes | options)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("crop", "aligned"), [((64, 32), False), ((65, 33), True)])
+def test_the_average_predicts_labels_by_the_corner_rule_of_the_recipe(
+    tmp_path: Path, crop: tuple[int, int], aligned: bool
+) -> None:
+    torch.manual_seed(0)
+    network = {"backbone": "small", "num_classes": 8, "decoder_channels": 8}
+    recipe = SPGNetRecipe(network | {"backbone_options": {"widths": [8, 8, 8, 8]}})
+    correction = SelfCorrection(start=1, cycle=1, warmup=0, write_labels=False)
+    quiet_trainer(tmp_path, correction, max_epochs=1, limit_val_batches=0).fit(recipe, dolls(crop=crop))
+    assert correction.average is not None and recipe.refine is not None
+    batch: Any = {"image": torch.randn(2, 3, *crop), "label": torch.randint(8, (2, *crop))}
+    refined = recipe.refine(batch)
+    assert refined is not None and refined.alpha == 0.5
+    logits = correction.average(batch["image"]).logits
+    predicted = nn.functional.interpolate(logits, crop, mode="bilinear", align_corners=aligned).softmax(1)
+    given = nn.functional.one_hot(batch["label"], 8).movedim(-1, 1)
+    torch.testing.assert_close(refined.labels, (predicted + given) / 2)
 
 
 @pytest.mark.slow

@@ -139,6 +139,7 @@ def refined_labels(
     *,
     blend: Blend = "probabilities",
     ignore_index: int = 255,
+    align_corners: bool = True,
 ) -> Tensor:
     """Mix what a teacher predicts into given labels.
 
@@ -150,6 +151,7 @@ def refined_labels(
             code's softmax((1 - alpha) logits + alpha onehot(labels)), in which a confident teacher outweighs any label.
         ignore_index: label of ignored pixels. They get the teacher's probabilities; with "logits", as in the official
             code, they count as class 0.
+        align_corners: of the resizing.
 
     Returns:
         [B, K, H, W], probabilities.
@@ -176,7 +178,7 @@ def refined_labels(
     classes = torch.arange(teacher_logits.shape[1], device=labels.device).reshape(1, -1, 1, 1)
     onehot = labels.masked_fill(ignored, 0)[:, None] == classes  # [B, K, H, W]
     with torch.no_grad():
-        logits = upsample_logits(teacher_logits.detach(), labels.shape[-2:])
+        logits = upsample_logits(teacher_logits.detach(), labels.shape[-2:], align_corners=align_corners)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         if blend == "logits":

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,6 @@ from gingham.errors import DataError
 from gingham.methods.schp.objective import refined_labels
 from gingham.methods.schp.schedule import cycles_after, cyclical_rate
 from gingham.methods.segmentation_recipe import Refinement, SegmentationRecipe
-from gingham.nn.segmentation_loss import upsample_logits
 
 
 class SelfCorrection(Callback):
@@ -128,7 +128,7 @@ class SelfCorrection(Callback):
                 raise DataError(
                     f"{folder}: holds refined labels of another run; delete them, or name another folder as labels_dir"
                 )
-        pl_module.refine = self._refine
+        pl_module.refine = partial(self._refine, pl_module)
         if self.offline and self.count:
             self._use_soft_labels(trainer)
         self._official = getattr(pl_module, "semantics", "corrected") == "official"
@@ -151,7 +151,7 @@ class SelfCorrection(Callback):
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
 
-    def _refine(self, batch: Any) -> Refinement | None:
+    def _refine(self, recipe: SegmentationRecipe, batch: Any) -> Refinement | None:
         if self.average is None or not self.refine_labels:
             return None
         alpha = 1 / (self.count + 1)
@@ -161,8 +161,13 @@ class SelfCorrection(Callback):
         self.average.train(self._official)
         with torch.no_grad():
             output: Any = self.average(batch["image"].contiguous(memory_format=torch.channels_last))
-            logits = upsample_logits(output.logits, batch["label"].shape[-2:])
-            labels = refined_labels(logits, batch["label"], alpha, blend=self._blend)
+            labels = refined_labels(
+                output.logits,
+                batch["label"],
+                alpha,
+                blend=self._blend,
+                align_corners=recipe.corners_align(batch["image"].shape[-2:]),
+            )
         return Refinement(labels, output, alpha)
 
     @property
