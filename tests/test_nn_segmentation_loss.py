@@ -31,6 +31,19 @@ def test_shrinking_has_the_grid_of_scipy(size: tuple[int, int], factor: int) -> 
     assert torch.equal(shrink_labels(labels[None], expected.shape)[0], torch.from_numpy(expected))
 
 
+@pytest.mark.parametrize(("extent", "size"), [(64, 8), (63, 8), (9, 4), (5, 5), (7, 1)])
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_shrinking_takes_the_pixel_nearest_to_where_upsampling_puts_the_cell(
+    extent: int, size: int, align_corners: bool
+) -> None:
+    labels = torch.arange(extent).expand(1, 3, extent)
+    found = shrink_labels(labels, (3, size), align_corners=align_corners)
+    assert torch.equal(found[0, 0], found[0, 2]) and found.shape == (1, 3, size)
+    index = torch.arange(size, dtype=torch.float64)
+    centre = index * (extent - 1) / max(size - 1, 1) if align_corners else (index + 0.5) * extent / size - 0.5
+    assert torch.equal(found[0, 0], (centre + 0.5).floor().long())
+
+
 def test_upsampling_aligns_corners_by_default() -> None:
     logits = torch.tensor([[[[0.0, 4.0]]]])
     assert upsample_logits(logits, (1, 5)).tolist() == [[[[0.0, 1.0, 2.0, 3.0, 4.0]]]]

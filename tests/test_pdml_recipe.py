@@ -253,6 +253,17 @@ def test_images_that_lost_their_points_cost_nothing(batch: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("aligned", "padded_cells"), [(True, 14), (False, 15)])
+def test_padding_follows_the_corner_rule(batch: Any, aligned: bool, padded_cells: int) -> None:
+    made = recipe({"align_corners": aligned}, extension=LabelExtension(begin=0, threshold=0.0, largest_share=1.0))
+    padded = batch | {"image": batch["image"].clone()}
+    padded["image"][:, :, 5:] = 0  # the second row of cells lies at row 4.2 with aligned corners, else at 5.5
+    found = made._extended(made.network(padded["image"]).logits, pool_points(batch["points"]), padded["image"]).labels
+    assert (found[:, -padded_cells:] == 255).all()
+    assert (found[:, :-padded_cells] != 255).any(dim=(0, 2)).all()
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_padding_gets_no_extended_label(batch: Any) -> None:
     made = recipe(extension=LabelExtension(begin=0, threshold=0.0, largest_share=1.0))
     padded = batch | {"image": batch["image"].clone()}

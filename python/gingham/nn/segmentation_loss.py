@@ -60,14 +60,16 @@ def upsample_logits(logits: Tensor, size: tuple[int, int] | torch.Size, *, align
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
-def shrink_labels(labels: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Labels at a smaller size, by the nearest pixel of the grid whose corners are aligned.
+def shrink_labels(labels: Tensor, size: tuple[int, int] | torch.Size, *, align_corners: bool = True) -> Tensor:
+    """Labels at a smaller size, each that of the pixel nearest to where a cell of the smaller map lies.
 
-    This is the grid that `upsample_logits` maps the features to, so 769 rows shrink to 97 by taking every eighth.
+    This is the grid that `upsample_logits` maps the features to; with aligned corners, 769 rows shrink to 97 by taking
+    every eighth. Of two pixels equally near, the later one is taken.
 
     Args:
         labels: [B, H, W].
         size: (h, w).
+        align_corners: how the smaller map lies on the labels.
 
     Returns:
         [B, h, w], values of `labels`.
@@ -76,8 +78,8 @@ def shrink_labels(labels: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
         >>> shrink_labels(torch.arange(9).reshape(1, 1, 9), (1, 3))
         tensor([[[0, 4, 8]]])
     """
-    rows = _nearest_indices(labels.shape[-2], size[0], labels.device)
-    columns = _nearest_indices(labels.shape[-1], size[1], labels.device)
+    rows = _nearest_indices(labels.shape[-2], size[0], align_corners, labels.device)
+    columns = _nearest_indices(labels.shape[-1], size[1], align_corners, labels.device)
     return labels[..., rows[:, None], columns]
 
 
@@ -164,9 +166,11 @@ def _hard_threshold(probabilities: Tensor, labels: Tensor, selection: HardPixels
     return of_true_class.kthvalue(kept).values.clamp(min=selection.threshold)
 
 
-def _nearest_indices(extent: int, size: int, device: torch.device) -> Tensor:
-    """Nearest source index of each of `size` positions spread over `extent` with aligned corners, halves up."""
+def _nearest_indices(extent: int, size: int, align_corners: bool, device: torch.device) -> Tensor:
+    """Nearest source index of each of `size` positions spread over `extent`, halves up."""
     position = torch.arange(size, device=device)
+    if not align_corners:
+        return (2 * position + 1) * extent // (2 * size)  # the floor of a cell's centre is the pixel that it lies in
     if size == 1:
         return position
     return (2 * position * (extent - 1) + (size - 1)) // (2 * (size - 1))

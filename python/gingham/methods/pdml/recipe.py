@@ -256,7 +256,7 @@ class PDMLRecipe(SegmentationRecipe):
             loss = loss + self.extension.weight * share * extension_loss
             log("loss_extension", extension_loss)
             log("extension_coverage", labelled.float().mean())
-            truth = shrink_labels(batch["label"], extended.labels.shape[-2:])
+            truth = self._shrunk(batch["label"], extended.labels.shape[-2:])
             known = labelled & (truth != 255)
             if known.any():
                 log("extension_accuracy", (truth == extended.labels)[known].float().mean())
@@ -304,7 +304,7 @@ class PDMLRecipe(SegmentationRecipe):
     def _extended(self, logits: Tensor, pool: PointPool, images: Tensor) -> ExtendedLabels:
         assert self.extension is not None
         # Padding is exactly 0 after normalisation, in all channels; a photograph's pixel is not.
-        padding = shrink_labels((images == 0).all(dim=1).long(), logits.shape[-2:])
+        padding = self._shrunk((images == 0).all(dim=1).long(), logits.shape[-2:])
         return extend_labels(
             logits,
             pool,
@@ -314,6 +314,9 @@ class PDMLRecipe(SegmentationRecipe):
             valid=padding == 0,
             align_corners=self.network.align_corners,
         )
+
+    def _shrunk(self, labels: Tensor, size: torch.Size) -> Tensor:
+        return shrink_labels(labels, size, align_corners=self.network.align_corners)
 
     def _extension_share(self) -> float:
         """The share of its weight that the extension has at this step: 0 before it begins, 1 after the ramp."""
