@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
+from gingham.errors import DataError
 from gingham.nn.segmentation_loss import (
     HardPixels,
     cross_entropy,
@@ -119,6 +120,35 @@ def test_cross_entropy_is_the_mean_over_valid_pixels() -> None:
     logits, labels = torch.randn(2, 5, 6, 7), torch.randint(0, 5, (2, 6, 7))
     labels[0, :, :3] = 255
     torch.testing.assert_close(cross_entropy(logits, labels), F.cross_entropy(logits, labels, ignore_index=255))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_losses_of_many_pixels_are_summed_in_single_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(1, 4, 300, 300).to(dtype).requires_grad_(), torch.randint(0, 4, (1, 300, 300))
+    soft = torch.randn(1, 4, 300, 300).softmax(1)
+    for options in ({}, {"soft": soft}):
+        loss = cross_entropy(logits, labels, **options)
+        torch.testing.assert_close(loss, cross_entropy(logits.float(), labels, **options))
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert gradient.dtype == dtype and gradient.isfinite().all()
+
+
+def test_labels_and_soft_labels_that_do_not_fit_are_named() -> None:
+    logits, labels = torch.zeros(1, 4, 2, 3), torch.zeros(1, 2, 3, dtype=torch.int64)
+    for wrong, text in (
+        (labels + 7, "labels contain the value 7, which is neither a class"),
+        (labels.float(), "labels must be int64"),
+        (labels[:, :1], "sizes differ"),
+    ):
+        with pytest.raises(DataError, match=text):
+            cross_entropy(logits, wrong)
+    for soft, ignored in ((torch.ones(1, 1, 1, 1), labels), (torch.ones(1, 4, 2, 3), labels[:, :1])):
+        with pytest.raises(
+            DataError, match=r"logits and soft must be \[B, K, H, W\] alike and labels \[B, H, W\], got"
+        ):
+            cross_entropy(logits, ignored, soft=soft)
+    assert cross_entropy(logits, labels + 7, soft=torch.full((1, 4, 2, 3), 0.25)) == 0  # only say what is ignored
 
 
 def test_soft_labels_have_the_gradient_of_soft_cross_entropy() -> None:

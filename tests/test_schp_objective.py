@@ -182,6 +182,19 @@ def test_lovasz_of_ignored_pixels_only_is_zero() -> None:
     assert loss == 0 and torch.equal(logits.grad, torch.zeros(1, 3, 2, 2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("refined", [False, True])
+def test_the_whole_loss_of_many_pixels_is_summed_in_single_precision(dtype: torch.dtype, refined: bool) -> None:
+    labels = torch.randint(0, 4, (1, 300, 300))
+    output = ParsingOutput(*(torch.randn(1, k, 300, 300).to(dtype) for k in (4, 4, 2)))
+    exact = ParsingOutput(*(logits.float() for logits in output))
+    soft = SoftLabels(torch.randn(1, 4, 300, 300).softmax(1), torch.randn(1, 2, 300, 300).softmax(1))
+    options: Any = {"soft": soft} if refined else {}
+    torch.testing.assert_close(
+        parsing_loss(output, labels, **options), parsing_loss(exact, labels, **options), rtol=2e-3, atol=0
+    )
+
+
 def test_lovasz_of_half_precision_is_computed_in_single() -> None:
     probabilities, labels = torch.randn(1, 3, 40, 50).softmax(dim=1).half(), torch.randint(0, 3, (1, 40, 50))
     torch.testing.assert_close(lovasz_softmax(probabilities, labels), lovasz_softmax(probabilities.float(), labels))

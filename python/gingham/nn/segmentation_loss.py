@@ -60,6 +60,22 @@ def upsample_logits(logits: Tensor, size: tuple[int, int] | torch.Size, *, align
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
+def widened(maps: Tensor) -> Tensor:
+    """Maps of 16 bits in float32, where sums over the pixels of a batch do not overflow; others as they are.
+
+    Args:
+        maps: floating, of any shape.
+
+    Returns:
+        Of the same shape, float32 or float64.
+
+    Example:
+        >>> widened(torch.ones(2, dtype=torch.float16)).dtype, widened(torch.ones(2, dtype=torch.float64)).dtype
+        (torch.float32, torch.float64)
+    """
+    return maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
+
+
 def shrink_labels(labels: Tensor, size: tuple[int, int] | torch.Size, *, align_corners: bool = True) -> Tensor:
     """Labels at a smaller size, each that of the pixel nearest to where a cell of the smaller map lies.
 
@@ -133,7 +149,10 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, soft: Tensor | None = None,
         ignore_index: label of ignored pixels.
 
     Returns:
-        Scalar.
+        Scalar, float64 for float64 logits and else float32.
+
+    Raises:
+        DataError: a label that counts is no class, or the shapes or the type do not fit.
 
     Example:
         >>> cross_entropy(torch.zeros(1, 4, 2, 2), torch.full((1, 2, 2), 255))
@@ -142,7 +161,14 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, soft: Tensor | None = None,
         >>> cross_entropy(torch.zeros(1, 4, 1, 1), first, soft=unsure)
         tensor(0.)
     """
-    valid = labels != ignore_index
+    if soft is None:
+        check_labels(logits, labels, ignore_index, same_size=True)
+    elif soft.shape != logits.shape or labels.shape != logits[:, 0].shape:
+        raise DataError(
+            f"logits and soft must be [B, K, H, W] alike and labels [B, H, W], got {list(logits.shape)}, "
+            f"{list(soft.shape)} and {list(labels.shape)}"
+        )
+    logits, valid = widened(logits), labels != ignore_index
     if soft is None:
         total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
     else:

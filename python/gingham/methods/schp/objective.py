@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gingham.methods.schp.network import ParsingOutput
-from gingham.nn.segmentation_loss import check_labels, cross_entropy, upsample_logits
+from gingham.nn.segmentation_loss import check_labels, cross_entropy, upsample_logits, widened
 
 Blend = Literal["probabilities", "logits"]
 Reduction = Literal["element", "pixel"]
@@ -88,8 +88,7 @@ def lovasz_softmax(probabilities: Tensor, labels: Tensor, *, ignore_index: int =
         0.375
     """
     check_labels(probabilities, labels, ignore_index, same_size=True)
-    if probabilities.dtype in (torch.float16, torch.bfloat16):
-        probabilities = probabilities.float()
+    probabilities = widened(probabilities)
     valid = labels != ignore_index
     by_class = probabilities.movedim(1, 0)[:, valid]  # [K, N]
     valid_labels = labels[valid]
@@ -125,6 +124,7 @@ def edge_loss(logits: Tensor, edges: Tensor) -> Tensor:
         0.3466
     """
     check_labels(logits, edges, 0, same_size=True)  # nothing is ignored
+    logits = widened(logits)
     share = edges.sum() / max(1, edges.numel())
     weights = torch.stack([share, 1 - share]).to(logits.dtype)
     total = F.cross_entropy(logits, edges, weight=weights, reduction="sum")
@@ -178,9 +178,7 @@ def refined_labels(
     classes = torch.arange(teacher_logits.shape[1], device=labels.device).reshape(1, -1, 1, 1)
     onehot = labels.masked_fill(ignored, 0)[:, None] == classes  # [B, K, H, W]
     with torch.no_grad():
-        logits = upsample_logits(teacher_logits.detach(), labels.shape[-2:], align_corners=align_corners)
-        if logits.dtype in (torch.float16, torch.bfloat16):
-            logits = logits.float()
+        logits = widened(upsample_logits(teacher_logits.detach(), labels.shape[-2:], align_corners=align_corners))
         if blend == "logits":
             return ((1 - alpha) * logits + alpha * onehot).softmax(dim=1)
         share = torch.where(ignored, 0.0, alpha).to(logits.dtype)[:, None]
@@ -205,6 +203,7 @@ def soft_label_loss(
 
     Raises:
         ValueError: an unknown reduction.
+        DataError: the shapes do not fit.
 
     Source: the official code.
 
@@ -243,7 +242,7 @@ def consistency_loss(parsing_logits: Tensor, edge_logits: Tensor, labels: Tensor
     """
     predicted = parsing_logits.argmax(dim=1).masked_fill(labels == ignore_index, ignore_index)
     counts = (edge_map(predicted, ignore_index=ignore_index) == 1) & (labels != ignore_index)
-    unsure = edge_logits.softmax(dim=1)[:, 0]  # 1 - p(edge), without its rounding
+    unsure = widened(edge_logits).softmax(dim=1)[:, 0]  # 1 - p(edge), without its rounding
     return unsure.masked_fill(~counts, 0).sum() / counts.sum().clamp(min=1)
 
 
