@@ -535,6 +535,22 @@ def test_annotated_points_keep_their_class() -> None:
     assert extend_labels(logits[:1], shared, (24, 32), threshold=0.5, largest_share=1.0).labels[0, 0, 0] == 255
 
 
+def test_confidence_is_that_of_the_label_also_where_a_point_overrules_the_network() -> None:
+    logits, points = extension_case()
+    logits[:, 4] += 20
+    found = extend_labels(logits, points, (24, 32), threshold=0.5, largest_share=1.0)
+    labelled = found.labels != 255
+    probabilities = logits.softmax(1).gather(1, found.labels.masked_fill(~labelled, 0)[:, None])[:, 0]
+    torch.testing.assert_close(found.confidence[labelled], probabilities[labelled])
+    assert found.confidence[0, 0, 0] < 0.01 and not found.confidence[~labelled].any()
+
+
+def test_a_point_where_the_network_is_unsure_has_no_extended_label() -> None:
+    logits, points = extension_case()
+    unsure = extend_labels(0 * logits, points, (24, 32), threshold=0.5, largest_share=1.0)
+    assert (unsure.labels == 255).all() and not unsure.confidence.any()
+
+
 @pytest.mark.parametrize("largest_share", [1.0, 0.2])
 def test_a_lower_threshold_never_covers_less(largest_share: float) -> None:
     logits, points = extension_case()

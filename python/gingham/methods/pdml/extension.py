@@ -32,8 +32,9 @@ def extend_labels(
 ) -> ExtendedLabels:
     """Label the pixels whose most probable class is one that the image's points name, and probable enough.
 
-    A class keeps its surest pixels up to its largest share of the image. Pixels with annotated points keep the class
-    of the point; where points of two classes share one, it has no label.
+    A class keeps its surest pixels up to its largest share of the image. A pixel with an annotated point that would get
+    a label gets the class of the point; where points of two classes share one, it has no label. One that would get
+    none, since the network is not sure there, gets none: the cross-entropy at the points has it in any case.
 
     Args:
         logits: [B, K, h, w]; no gradient flows through them.
@@ -63,7 +64,8 @@ def extend_labels(
     if not largest_share > 0:
         raise ValueError(f"largest_share must be above 0, got {largest_share}")
     batch, classes, rows, columns = logits.shape
-    confidence, labels = logits.float().softmax(dim=1).max(dim=1)
+    probabilities = logits.float().softmax(dim=1)
+    confidence, labels = probabilities.max(dim=1)
     named = torch.zeros(batch, classes, dtype=torch.bool, device=logits.device)
     named[pool.image, pool.label] = True
     kept = named.gather(1, labels.flatten(1)).view_as(labels) & (confidence >= threshold)
@@ -78,8 +80,9 @@ def extend_labels(
     given[pool.image, y, x, pool.label] = True
     number = given.sum(dim=-1)
     labels = torch.where((number == 1) & kept, given.int().argmax(dim=-1), labels)
-    labels = labels.masked_fill(number > 1, ignore_index)
-    return ExtendedLabels(labels, confidence.masked_fill(labels == ignore_index, 0))
+    none = (labels == ignore_index) | (number > 1)
+    of_label = probabilities.gather(1, labels.masked_fill(none, 0)[:, None])[:, 0]  # an annotated class may be unlikely
+    return ExtendedLabels(labels.masked_fill(none, ignore_index), of_label.masked_fill(none, 0))
 
 
 def surest_pixels(extended: ExtendedLabels, most: int, *, ignore_index: int = 255) -> tuple[Tensor, Tensor, Tensor]:
