@@ -47,6 +47,13 @@ def test_default_network_has_the_layers_of_the_table() -> None:
     assert plain.auxiliary is None and count(plain.metric_projection) == 0 and plain.feature_channels == 512
 
 
+@pytest.mark.parametrize(("backbone", "deep_stem"), [("resnet18", None), ("resnet18", False), ("resnet26d", None)])
+def test_every_stem_rounds_the_same_way(backbone: str, deep_stem: bool | None) -> None:
+    with torch.device("meta"):
+        model = PDML(backbone, num_classes=5, deep_stem=deep_stem, head_channels=16).eval()
+        assert model(torch.zeros(1, 3, 96, 128)).logits.shape == (1, 5, 12, 16)
+
+
 def test_deeplab_head_classifies_the_last_stage() -> None:
     with torch.device("meta"):
         model = PDML(head="deeplab", num_classes=150)

@@ -112,6 +112,7 @@ class PDML(
             stages=2,
             output_stride=output_stride,
             deep_stem=deep_stem,
+            ceil_mode=False,
             contract_dilation=contract_dilation,
             weights=backbone_weights,
             options=backbone_options,
