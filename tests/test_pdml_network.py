@@ -47,6 +47,14 @@ def test_default_network_has_the_layers_of_the_table() -> None:
     assert plain.auxiliary is None and count(plain.metric_projection) == 0 and plain.feature_channels == 512
 
 
+def test_a_bins_width_does_not_depend_on_how_many_there_are() -> None:
+    with torch.device("meta"):
+        model = PDML(bins=(1, 2))
+        assert count(model.head) == 2 * (2048 * 512 + 2 * 512) + (2048 + 2 * 512) * 512 * 9 + 2 * 512
+        narrow = PDML(bins=(1, 2), branch_channels=32)
+    assert count(narrow.head) == 2 * (2048 * 32 + 2 * 32) + (2048 + 2 * 32) * 512 * 9 + 2 * 512
+
+
 @pytest.mark.parametrize(("backbone", "deep_stem"), [("resnet18", None), ("resnet18", False), ("resnet26d", None)])
 def test_every_stem_rounds_the_same_way(backbone: str, deep_stem: bool | None) -> None:
     with torch.device("meta"):
@@ -130,6 +138,7 @@ def test_save_and_load_give_the_same_model(tmp_path: Path, images: Tensor) -> No
     [
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"head_channels": 0}, "head_channels must be at least 1, got 0"),
+        ({"branch_channels": 0}, "branch_channels must be at least 1, got 0"),
         ({"metric_channels": 0}, "metric_channels must be at least 1, got 0"),
         ({"head": "aspp"}, "head must be 'psp' or 'deeplab', got 'aspp'"),
         ({"activation": "gelu"}, "activation must be 'relu' or 'leaky_relu', got 'gelu'"),

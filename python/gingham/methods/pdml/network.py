@@ -48,6 +48,7 @@ class PDML(
         contract_dilation: ResNets only: let the first block of a dilated stage keep the dilation before it.
         head_channels: C of the head "psp".
         bins: rows and columns of the grids that "psp" averages over.
+        branch_channels: of each bin; a quarter of the channels of the backbone's last stage where None.
         activation: of the heads, "relu" or "leaky_relu".
         dropout: probability that a channel is dropped before the classifiers. Features are read before it.
         auxiliary: whether a second head classifies the last stage but one in training.
@@ -84,6 +85,7 @@ class PDML(
         contract_dilation: bool = False,
         head_channels: int = 512,
         bins: tuple[int, ...] = (1, 2, 3, 6),
+        branch_channels: int | None = None,
         activation: Activation = "relu",
         dropout: float = 0.1,
         auxiliary: bool = False,
@@ -95,11 +97,15 @@ class PDML(
     ) -> None:
         super().__init__()
         self.align_corners = align_corners
-        numbers = {"num_classes": num_classes, "head_channels": head_channels, "auxiliary_channels": auxiliary_channels}
-        if metric_channels is not None:
-            numbers["metric_channels"] = metric_channels
+        numbers = {
+            "num_classes": num_classes,
+            "head_channels": head_channels,
+            "branch_channels": branch_channels,
+            "auxiliary_channels": auxiliary_channels,
+            "metric_channels": metric_channels,
+        }
         for name, value in numbers.items():
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if head not in ("psp", "deeplab"):
             raise ValueError(f"head must be 'psp' or 'deeplab', got {head!r}")
@@ -123,7 +129,7 @@ class PDML(
             self.head: nn.Module = PyramidPooling(
                 head_in,
                 head_channels,
-                branch_channels=max(1, head_in // max(1, len(bins))),
+                branch_channels=branch_channels or max(1, head_in // 4),
                 bins=bins,
                 activation=activation,
                 align_corners=align_corners,
