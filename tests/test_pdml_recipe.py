@@ -484,3 +484,43 @@ def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
     for gradients in results:
         for name, parameter in made.network.named_parameters():
             torch.testing.assert_close(torch.from_numpy(gradients[name]), parameter.grad, rtol=1e-5, atol=1e-8)
+
+
+def without_batch_norm(module: torch.nn.Module) -> torch.nn.Module:
+    """Batch norm sees the images of its own process alone."""
+    for name, child in module.named_children():
+        if isinstance(child, torch.nn.BatchNorm2d):
+            setattr(module, name, torch.nn.Identity())
+        else:
+            without_batch_norm(child)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_two_processes_train_the_network_of_one(tmp_path: Path) -> None:
+    """With a projection, which has no gradient of its own in the warm-up of the metric."""
+    trained = []
+    for processes in (1, 2):
+        made = recipe(
+            {"metric_channels": 4},
+            metric=DistanceMetric(warmup_epochs=1, memory=2, margin=1.0),
+            extension=LabelExtension(begin=0.5, ramp_epochs=1.0, threshold=0.12, largest_share=1.0),
+        )
+        without_batch_norm(made.network)
+        data = SegmentationData(
+            "wardrobe_points",
+            points="instances",
+            batch_size=4 // processes,
+            crop=64,
+            scales=None,
+            lengths=(8, 2, 1),
+        )
+        strategy = "auto" if processes == 1 else "ddp_spawn"
+        trainer(tmp_path, max_epochs=2, devices=processes, strategy=strategy).fit(made, data)
+        trained.append(made.state_dict())
+    begun = without_batch_norm(recipe({"metric_channels": 4}, metric=DistanceMetric(memory=2))).state_dict()
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(trained[0]["network.metric_projection.weight"], begun["network.metric_projection.weight"])
+    assert trained[0]["memory.pushed"].sum() > 12

@@ -262,8 +262,9 @@ class PDMLRecipe(SegmentationRecipe):
                 log("extension_accuracy", (truth == extended.labels)[known].float().mean())
         if self.metric is not None:
             terms = self._metric_terms(output.features, read(output.features, *pool[:3]), pool, extended)
-            if self.current_epoch >= self.metric.warmup_epochs:
-                loss = loss + self.metric.weight * terms.loss
+            # In the warm-up too it is part of the loss: processes wait for the gradient of a projection.
+            weight = self.metric.weight if self.current_epoch >= self.metric.warmup_epochs else 0.0
+            loss = loss + weight * terms.loss
             log("loss_metric", terms.loss)
             log("metric_mean", terms.mean_over_all)
             log("metric_active", terms.active)
