@@ -1,7 +1,8 @@
 """Data sets in their published folder layouts, transforms, and the embedded world.
 
 Every segmentation data set yields `SegmentationItem` dictionaries and carries its `LabelSpace`; see
-`gingham.data.segmentation`. Nothing is imported before it is asked for.
+`gingham.data.segmentation`. Every detection data set yields `DetectionItem` dictionaries; see `gingham.data.detection`.
+Nothing is imported before it is asked for.
 """
 
 from __future__ import annotations
@@ -13,20 +14,27 @@ if TYPE_CHECKING:
     from gingham.data.ade20k import ADE20K
     from gingham.data.check import check_dataset
     from gingham.data.cityscapes import Cityscapes
+    from gingham.data.coco_detection import CocoDetection
+    from gingham.data.detection import DetectionDataset, DetectionItem
     from gingham.data.labels import IGNORE_INDEX, LabelSpace
     from gingham.data.lip import LIP
     from gingham.data.pascal_context import PascalContext
     from gingham.data.points import WithPoints, read_points
     from gingham.data.segmentation import SegmentationDataset, SegmentationItem
     from gingham.data.voc import VOCSegmentation
-    from gingham.data.wardrobe import CueScenes, Dolls, PointScenes, ScaleScenes
+    from gingham.data.voc_detection import VOCDetection
+    from gingham.data.wardrobe import CueScenes, Dolls, LookAlikeScenes, PointScenes, ScaleScenes
 
 _HOME = {
     "ADE20K": "ade20k",
     "check_dataset": "check",
     "Cityscapes": "cityscapes",
+    "CocoDetection": "coco_detection",
+    "DetectionDataset": "detection",
+    "DetectionItem": "detection",
     "CueScenes": "wardrobe",
     "Dolls": "wardrobe",
+    "LookAlikeScenes": "wardrobe",
     "PointScenes": "wardrobe",
     "ScaleScenes": "wardrobe",
     "IGNORE_INDEX": "labels",
@@ -36,6 +44,7 @@ _HOME = {
     "read_points": "points",
     "SegmentationDataset": "segmentation",
     "SegmentationItem": "segmentation",
+    "VOCDetection": "voc_detection",
     "VOCSegmentation": "voc",
     "WithPoints": "points",
 }
@@ -45,14 +54,19 @@ __all__ = [
     "IGNORE_INDEX",
     "LIP",
     "Cityscapes",
+    "CocoDetection",
     "CueScenes",
+    "DetectionDataset",
+    "DetectionItem",
     "Dolls",
     "LabelSpace",
+    "LookAlikeScenes",
     "PascalContext",
     "PointScenes",
     "ScaleScenes",
     "SegmentationDataset",
     "SegmentationItem",
+    "VOCDetection",
     "VOCSegmentation",
     "WithPoints",
     "check_dataset",

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 
+from gingham.data.detection import DetectionDataset
 from gingham.data.points import WithPoints
 from gingham.data.segmentation import FolderSegmentation, SegmentationDataset
 from gingham.errors import DataError
@@ -14,7 +15,9 @@ from gingham.errors import DataError
 _AT_A_TIME = 64  # items that threads share, so that a progress bar over the indices moves
 
 
-def check_dataset(dataset: SegmentationDataset, indices: Iterable[int] | None = None, *, threads: int = 1) -> list[str]:
+def check_dataset(
+    dataset: SegmentationDataset | DetectionDataset, indices: Iterable[int] | None = None, *, threads: int = 1
+) -> list[str]:
     """Read every item and collect the defects, one line each, in the order of the items.
 
     To have images without a label file listed rather than refused, open the data set with ``require_labels=False``.
@@ -25,8 +28,8 @@ def check_dataset(dataset: SegmentationDataset, indices: Iterable[int] | None = 
         threads: that read files at a time.
 
     Returns:
-        The problems: missing labels, unreadable files, sizes that differ, label values outside the label space. Empty
-        if there are none.
+        The problems: missing labels, unreadable files, sizes that differ, label values outside the label space, boxes
+        outside of the picture. Empty if there are none.
 
     Example:
         >>> from gingham.data import CueScenes
@@ -42,7 +45,7 @@ def check_dataset(dataset: SegmentationDataset, indices: Iterable[int] | None = 
     return problems
 
 
-def _problems(dataset: SegmentationDataset, index: int) -> list[str]:
+def _problems(dataset: SegmentationDataset | DetectionDataset, index: int) -> list[str]:
     found = []
     files = dataset.dataset if isinstance(dataset, WithPoints) else dataset
     if isinstance(files, FolderSegmentation) and files.images[index].label is None:

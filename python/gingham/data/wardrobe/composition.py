@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gingham.data.labels import LabelSpace
 from gingham.data.segmentation import SegmentationDataset, SegmentationItem, Transform
 from gingham.data.wardrobe.assets import Wardrobe, split_number
-from gingham.data.wardrobe.garments import Category, Garment, cut_garment, paint, random_background
+from gingham.data.wardrobe.garments import WHOLE, Category, Garment, Part, cut_garment, paint, random_background
 
 
 @dataclass(frozen=True)
@@ -58,22 +58,23 @@ class Composition:
         """Keep a box free of what `fit` finds places for."""
         self._taken[top : top + height, left : left + width] = True
 
-    def fit(self, category: Category, position: int, side: int) -> tuple[Garment, int, int]:
+    def fit(self, category: Category, position: int, side: int, part: Part = WHOLE) -> tuple[Garment, int, int]:
         """Cut a garment, and find and reserve a random free place for it; in a crowded scene it shrinks until it fits.
 
         Args:
             category: which category.
             position: which garment of the category.
-            side: pixels of its longer side.
+            side: pixels of its longer side, as a whole.
+            part: what of it to take.
 
         Returns:
             The garment, and the row and the column of its upper left corner.
         """
-        garment = cut_garment(self.wardrobe, category, position, side)
+        garment = cut_garment(self.wardrobe, category, position, side, part)
         free = _free_places(self._taken, *garment.alpha.shape)
         while not len(free):
             side -= 1
-            garment = cut_garment(self.wardrobe, category, position, side)
+            garment = cut_garment(self.wardrobe, category, position, side, part)
             free = _free_places(self._taken, *garment.alpha.shape)
         top, left = (int(place) for place in free[self.rng.integers(len(free))])
         self.reserve(top, left, *garment.alpha.shape)

@@ -44,14 +44,21 @@ class Garment:
         return self.alpha >= 0.5
 
 
-def cut_garment(wardrobe: Wardrobe, category: Category, position: int, side: int) -> Garment:
-    """Cut a garment out along its mask and scale it.
+#: A part of a garment: the upper, left, lower and right edge as shares of its height and width.
+Part = tuple[float, float, float, float]
+
+WHOLE: Part = (0.0, 0.0, 1.0, 1.0)
+
+
+def cut_garment(wardrobe: Wardrobe, category: Category, position: int, side: int, part: Part = WHOLE) -> Garment:
+    """Cut a garment, or a part of it, out along its mask and scale it.
 
     Args:
         wardrobe: where it hangs.
         category: which category.
         position: which garment of the category.
-        side: pixels of its longer side afterwards.
+        side: pixels of the whole garment's longer side afterwards.
+        part: what of it to take; at least a pixel is left.
     """
     mask = wardrobe.masks[category, position]
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -60,9 +67,11 @@ def cut_garment(wardrobe: Wardrobe, category: Category, position: int, side: int
     grey = np.where(mask, wardrobe.garments[category, position][box], 0).astype(np.uint8)
     scale = side / max(mask.shape)
     height, width = (max(1, round(length * scale)) for length in mask.shape)
+    top, left = min(int(part[0] * height), height - 1), min(int(part[1] * width), width - 1)
+    inside = np.s_[top : max(top + 1, round(part[2] * height)), left : max(left + 1, round(part[3] * width))]
     return Garment(
-        grey=_resize(grey, height, width).astype(np.float32),
-        alpha=_resize(mask.astype(np.uint8) * 255, height, width).astype(np.float32) / np.float32(255),
+        grey=_resize(grey, height, width)[inside].astype(np.float32),
+        alpha=_resize(mask.astype(np.uint8) * 255, height, width)[inside].astype(np.float32) / np.float32(255),
     )
 
 
