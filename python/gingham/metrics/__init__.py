@@ -1,7 +1,18 @@
 """Metrics that torchmetrics does not have, to the protocols' letter."""
 
 from gingham.metrics.boundary_iou import BoundaryMeter, BoundaryScores
+from gingham.metrics.detection import DetectionMeter, DetectionScores
 from gingham.metrics.embedding_purity import EmbeddingPurity
 from gingham.metrics.segmentation import SegmentationMeter, SegmentationScores
+from gingham.metrics.voc_detection import voc_average_precision
 
-__all__ = ["BoundaryMeter", "BoundaryScores", "EmbeddingPurity", "SegmentationMeter", "SegmentationScores"]
+__all__ = [
+    "BoundaryMeter",
+    "BoundaryScores",
+    "DetectionMeter",
+    "DetectionScores",
+    "EmbeddingPurity",
+    "SegmentationMeter",
+    "SegmentationScores",
+    "voc_average_precision",
+]
