@@ -10,6 +10,7 @@ from gingham.errors import GinghamError
 # name -> module and class, imported when the model is created
 _MODELS = {
     "ccnet": ("gingham.methods.ccnet.network", "CCNet"),
+    "dcr": ("gingham.methods.dcr.network", "DCR"),
     "pdml": ("gingham.methods.pdml.network", "PDML"),
     "schp": ("gingham.methods.schp.network", "ACE2P"),
     "spgnet": ("gingham.methods.spgnet.network", "SPGNet"),

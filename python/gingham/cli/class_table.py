@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gingham.metrics import BoundaryScores, SegmentationScores
+from gingham.metrics import BoundaryScores, DetectionScores, SegmentationScores
 
 Row = Mapping[str, str]
 
@@ -26,6 +26,24 @@ def class_table(scores: SegmentationScores, boundary: BoundaryScores | None, nam
     }
     if boundary is not None:
         columns["boundary IoU"] = [*boundary.iou.tolist(), boundary.mean.item()]
+    return _rows(columns, names)
+
+
+def detection_table(scores: DetectionScores, names: Sequence[str]) -> list[Row]:
+    """One row for each class of objects and one for their mean, in percent; "-" where there are no objects.
+
+    Args:
+        scores: of an evaluation.
+        names: of the classes, that of label 1 first.
+    """
+    columns = {
+        "AP": [*scores.class_ap.tolist(), scores.ap.item()],
+        "AP50": [*scores.class_ap50.tolist(), scores.ap50.item()],
+    }
+    return _rows(columns, names)
+
+
+def _rows(columns: Mapping[str, Sequence[float]], names: Sequence[str]) -> list[Row]:
     return [
         {"class": name} | {title: _percent(values[index]) for title, values in columns.items()}
         for index, name in enumerate([*names, "mean"])

@@ -361,7 +361,7 @@ def _pictures(arms: list[str], runs: dict[Run, dict[str, Any]], out: Path) -> No
     import torch
 
     from gingham.cli.options import instantiate
-    from gingham.cli.pictures import draw_panels, save_curves
+    from gingham.cli.pictures import draw_panels, save_curves, truth_of_item
 
     views: list[dict[str, Any]] = []
     for run in (Run(arm, 0) for arm in arms):
@@ -369,7 +369,7 @@ def _pictures(arms: list[str], runs: dict[Run, dict[str, Any]], out: Path) -> No
         parts = instantiate(runs[run], source=run.name)
         dataset = parts.data.dataset("test")
         items = [dataset[i] for i in range(min(6, len(dataset)))]
-        views = views or [{"truth": item["label"]} for item in items]
+        views = views or [{"truth": truth_of_item(item)} for item in items]
         parts.model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
         parts.model.eval()
         with torch.inference_mode():

@@ -158,6 +158,34 @@ DEMOS = {
             ("base", "both"),
         ),
     ),
+    "dcr": Demo(
+        title="DCR on scenes of small garments and look-alikes",
+        config="dcr_world",
+        arms={
+            "base": {_NETWORK + "refine": False},
+            "branch alone": {_NETWORK + "fusion": "refined"},
+            "late features": {_NETWORK + "fork": "1", _NETWORK + "pool_size": 8},
+            "released sampling": {
+                _NETWORK + "sampling.background_low": 0.0,
+                _NETWORK + "sampling.require_foreground_prediction": False,
+            },
+            "DCR": {},
+        },
+        scores=(
+            Score("AP50", "ap50"),
+            Score("AP", "ap"),
+            Score("false positives an image", "false_positives", 1.0, lower_is_better=True),
+        ),
+        comparisons=(
+            Comparison("DCR", "base", floor=2.0),
+            Comparison("DCR", "base", floor=-15.0, score="false positives an image", relative=True),
+            Comparison("DCR", "branch alone"),
+            Comparison("DCR", "late features"),
+            Comparison("DCR", "released sampling"),
+        ),
+        quick=Length(arms=("base", "DCR")),
+        smoke=Length((32, 8, 8), {"trainer.max_epochs": 1}, ("base", "DCR")),
+    ),
     "pdml": Demo(
         title="PDML on scenes with one labelled pixel an object",
         config="pdml_world",

@@ -1,4 +1,4 @@
-"""Pictures that people look at: masks and attention over images, with a legend, and curves of a run."""
+"""Pictures that people look at: masks, attention and boxes over images, with a legend, and curves of a run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from gingham.data.detection import Detections
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -41,6 +44,13 @@ def heat(image: Tensor, attention: Tensor, opacity: float = 0.7) -> Any:
     return np.rint((1 - opacity) * grey + opacity * colours).astype(np.uint8)
 
 
+def truth_of_item(item: Mapping[str, Any]) -> Any:
+    """What pictures show as the truth of a data set's item: its label [H, W], or its boxes."""
+    if "boxes" in item:
+        return Detections(item["boxes"], item["labels"], torch.ones(len(item["labels"])))
+    return item["label"]
+
+
 def save_mask(path: Path, mask: Tensor, palette: Palette) -> None:
     """Class indices [H, W] as a palette PNG: its values are the indices, its colours those of the classes."""
     image = Image.fromarray(mask.numpy().astype(np.uint8))
@@ -56,20 +66,21 @@ def save_overlay(path: Path, image: Tensor, mask: Tensor, names: Sequence[str], 
 
 
 def draw_panels(
-    rows: Sequence[tuple[Tensor, Mapping[str, Tensor]]], names: Sequence[str], palette: Palette
+    rows: Sequence[tuple[Tensor, Mapping[str, Any]]], names: Sequence[str], palette: Palette
 ) -> Image.Image:
     """One row an image: the image, then each of its views laid over it; the classes below.
 
     Args:
-        rows: images, uint8 [3, H, W], at least one, with their views by title: classes [H, W], integers, or attention
-            [H, W], floating point in 0 to 1.
+        rows: images, uint8 [3, H, W], at least one, with their views by title: classes [H, W], integers; attention
+            [H, W], floating point in 0 to 1; or `gingham.data.detection.Detections`, the first colour being that of
+            label 1.
         names: of the classes.
         palette: their colours.
     """
     titles = ["image", *dict.fromkeys(title for _, views in rows for title in views)]
     panels = [
         [_panel(image.permute(1, 2, 0).numpy())]
-        + [_panel(_laid_over(image, views[title], palette)) for title in titles[1:] if title in views]
+        + [_view(image, views[title], palette) for title in titles[1:] if title in views]
         for image, views in rows
     ]
     width = max(panel.width for row in panels for panel in row)
@@ -87,8 +98,52 @@ def draw_panels(
     return _with_legend(sheet, list(range(len(names))), names, palette, 12)
 
 
-def _laid_over(image: Tensor, view: Tensor, palette: Palette) -> Any:
-    return heat(image, view) if view.is_floating_point() else overlay(image, view, palette)
+def _view(image: Tensor, view: Any, palette: Palette) -> Image.Image:
+    if isinstance(view, Detections):
+        return _with_boxes(_panel(image.permute(1, 2, 0).numpy()), view, image.shape[-1], palette, 9)
+    return _panel(heat(image, view) if view.is_floating_point() else overlay(image, view, palette))
+
+
+def draw_detections(
+    image: Tensor, views: Mapping[str, Detections], names: Sequence[str], palette: Palette
+) -> Image.Image:
+    """Detections over the image, uint8 [3, H, W], one picture beside the other; below them, the classes that occur.
+
+    Args:
+        image: small ones are drawn larger by whole pixels.
+        views: by title, at least one.
+        names: of the classes, that of label 1 first.
+        palette: their colours.
+    """
+    factor = max(1, _PANEL // max(image.shape[-2:]))
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    picture = picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
+    size = min(max(picture.width // 40, 10), 40)  # of the letters
+    gap, head = 6, 2 * size
+    sheet = Image.new("RGB", (len(views) * (picture.width + gap) - gap, head + picture.height), "white")
+    font, draw = ImageFont.load_default(size), ImageDraw.Draw(sheet)
+    for column, (title, found) in enumerate(views.items()):
+        left = column * (picture.width + gap)
+        draw.text((left + picture.width // 2, head // 2), title, fill="black", font=font, anchor="mm")
+        sheet.paste(_with_boxes(picture.copy(), found, image.shape[-1], palette, size), (left, head))
+    classes = sorted({label - 1 for found in views.values() for label in found.labels.tolist()})
+    return _with_legend(sheet, classes, names, palette, size)
+
+
+def _with_boxes(picture: Image.Image, found: Detections, width: int, palette: Palette, size: int) -> Image.Image:
+    """A picture with boxes in pixels of an image that is `width` wide, and scores below 1 beside them."""
+    draw, font, scale = ImageDraw.Draw(picture), ImageFont.load_default(size), picture.width / width
+    rows = list(zip(*(values.tolist() for values in found), strict=True))
+    for box, label, score in reversed(rows):  # the best on top
+        left, top, right, bottom = (round(scale * x) for x in box)
+        fill = tuple(palette[label - 1])
+        draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=fill, width=max(1, size // 8))
+        if score < 1:
+            text = f"{100 * score:.0f}"
+            area = draw.textbbox((left, top), text, font=font)
+            draw.rectangle(area, fill=fill)
+            draw.text((left, top), text, fill="white" if sum(fill) < 384 else "black", font=font)
+    return picture
 
 
 def _panel(pixels: Any) -> Image.Image:

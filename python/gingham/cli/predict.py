@@ -1,4 +1,4 @@
-"""``gingham predict``: masks, overlays and class shares for an image or a folder of images."""
+"""``gingham predict``: pictures of what a recipe predicts, and a summary, for an image or a folder of images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from gingham.errors import CheckpointError, DataError, GinghamError
+from gingham.errors import DataError, GinghamError
 
 _ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -25,7 +25,8 @@ def main(words: list[str]) -> int:
     """Returns 0, or 1 when images were skipped because they could not be read or segmented."""
     parser = argparse.ArgumentParser(
         prog="gingham predict",
-        description="Write an index mask, an overlay with a legend and the class shares of an image or of a folder's.",
+        description="Write an index mask, an overlay with a legend and the class shares of an image or of a folder's; "
+        "with a detector, the boxes before and after refinement.",
     )
     parser.add_argument(
         "--config",
@@ -39,7 +40,11 @@ def main(words: list[str]) -> int:
     parser.add_argument("--run_dir", type=Path, metavar="DIR", help="folder of the run (default: the configuration's)")
     parser.add_argument("--images", required=True, type=Path, metavar="PATH", help="an image, or a folder of images")
     parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="where masks/, overlays/ and shares.json go"
+        "--out",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="where masks/, overlays/ and shares.json go, or boxes/ and detections.json",
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
     options = parser.parse_args(words)
@@ -54,41 +59,30 @@ def main(words: list[str]) -> int:
     device = _device(options.device)
     recipe, data = _load(options.config, options.ckpt_path, options.run_dir)
     recipe.to(device)
-    labels = data.label_space()
 
-    from torchvision.tv_tensors import Image as ImageTensor
     from tqdm import tqdm
 
-    from gingham.cli.pictures import save_mask, save_overlay
+    from gingham.cli.predictions import writer_for
 
+    writer = writer_for(recipe, data, options.out)
     try:
-        for name in ("masks", "overlays"):
+        for name in writer.folders:
             (options.out / name).mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise DataError(f"--out {options.out}: {error.filename} is a file, but a folder is needed there") from error
-    shares: dict[str, Any] = {}
+    written: dict[str, Any] = {}
     skipped = 0
     try:
         for file in tqdm(files, unit="image", disable=None):
             try:
-                image = _read(file)
-                normalized = data.evaluate.normalize(ImageTensor(image)).as_subclass(Tensor)
-                mask = _segment(recipe, normalized.to(device), labels.num_classes).cpu()
+                written[file.name] = writer.write(file.name, _read(file))
             except (DataError, MemoryError) as error:
                 reason = str(error).removeprefix(f"{file}: ") or "not enough memory"
                 print(f"gingham: skipped {file}: {reason}", file=sys.stderr)
                 skipped += 1
-                continue
-            # The whole file name, so that a.png and a.jpg stay apart.
-            save_mask(options.out / "masks" / f"{file.name}.png", mask, labels.palette)
-            save_overlay(options.out / "overlays" / f"{file.name}.png", image, mask, labels.names, labels.palette)
-            counts = torch.bincount(mask.flatten(), minlength=labels.num_classes).double() / mask.numel()
-            shares[file.name] = {
-                name: round(share, 6) for name, share in zip(labels.names, counts.tolist(), strict=True)
-            }
     finally:  # an interrupted run keeps what it has
-        (options.out / "shares.json").write_text(json.dumps(shares, indent=2) + "\n")
-    print(f"{len(shares)} images written to {options.out}" + (f", {skipped} skipped" if skipped else ""))
+        (options.out / writer.summary).write_text(json.dumps(written, indent=2) + "\n")
+    print(f"{len(written)} images written to {options.out}" + (f", {skipped} skipped" if skipped else ""))
     return 1 if skipped else 0
 
 
@@ -132,26 +126,6 @@ def _read(file: Path) -> Tensor:
     return image.flip({2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation, ())).contiguous()
 
 
-def _segment(recipe: Any, image: Tensor, classes: int) -> Tensor:
-    """The likeliest class of each pixel [H, W] of a normalised image [3, H, W].
-
-    Raises:
-        MemoryError: the image is too large for the device.
-        CheckpointError: the model does not have the data set's classes.
-    """
-    try:
-        with torch.inference_mode():
-            logits = recipe(image[None])[0]
-    except RuntimeError as error:
-        if "memory" not in str(error):
-            raise
-        raise MemoryError(f"not enough memory for {image.shape[2]}x{image.shape[1]} pixels") from error
-    if logits.shape[0] != classes:
-        raise CheckpointError(f"the model has {logits.shape[0]} classes, its data set {classes}: mend --config")
-    mask: Tensor = logits.argmax(0)
-    return mask
-
-
 def _load(config: str, checkpoint: str, run_dir: Path | None) -> tuple[Any, Any]:
     """The recipe with the checkpoint's weights, in evaluation mode, and the data module, of a configuration."""
     import yaml
@@ -171,5 +145,6 @@ def _load(config: str, checkpoint: str, run_dir: Path | None) -> tuple[Any, Any]
     assert weights is not None
     parts = instantiate({name: content[name] for name in ("model", "data")}, source=file)
     load_state_dict(parts.model, read_state_dict(weights), source=weights)
-    parts.model.mirror_pairs = parts.data.label_space().mirror_pairs
+    if hasattr(parts.model, "mirror_pairs"):
+        parts.model.mirror_pairs = parts.data.label_space().mirror_pairs
     return parts.model.eval(), parts.data

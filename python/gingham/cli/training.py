@@ -16,10 +16,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from gingham.cli.class_table import class_table, print_class_table, write_class_table
+from gingham.cli.class_table import Row, class_table, detection_table, print_class_table, write_class_table
 from gingham.cli.options import ConfigError, config_file, one_line_errors, packaged_configs, with_config_files
 from gingham.cli.records import MetricsFile, checkpoints, resolve_checkpoint
+from gingham.data.coco_detection import write_coco_results
 from gingham.errors import CheckpointError, DataError
+from gingham.metrics import DetectionScores
 from gingham.nn.checkpoint import check_fit, read_file
 
 __all__ = ["ConfigError", "Pictures", "config_file", "main", "packaged_configs", "resolve_checkpoint"]
@@ -43,7 +45,7 @@ class Pictures(Callback):
         import numpy
         import torch
 
-        from gingham.cli.pictures import draw_panels
+        from gingham.cli.pictures import draw_panels, truth_of_item
 
         dataset = open_split("val")
         items = [dataset[i] for i in range(min(self.images, len(dataset)))]
@@ -53,7 +55,7 @@ class Pictures(Callback):
         was_training = pl_module.training
         pl_module.eval()
         with torch.no_grad():
-            rows = [(image, {"truth": item["label"], **views(item)}) for image, item in zip(raw, items, strict=True)]
+            rows = [(x, {"truth": truth_of_item(item), **views(item)}) for x, item in zip(raw, items, strict=True)]
         pl_module.train(was_training)
         sheet = draw_panels(rows, dataset.class_names, dataset.palette)
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -148,7 +150,8 @@ class _CLI(LightningCLI):
         callbacks = [*(own if isinstance(own, list) else [own]), Pictures()]
         if self.command == "fit":
             if self.config["trainer"].get("enable_checkpointing") is not False:
-                callbacks += checkpoints(self.run_dir / "checkpoints", self.config["checkpoint_every"])
+                monitor = getattr(self.model, "monitor", "val_miou")
+                callbacks += checkpoints(self.run_dir / "checkpoints", self.config["checkpoint_every"], monitor)
             if self.config["trainer"].get("logger") in (None, True):
                 steps = self.state["global_step"] if self.state else 0
                 board = TensorBoardLogger(self.run_dir, name="", version="tensorboard", purge_step=steps or None)
@@ -231,10 +234,19 @@ def _evaluate(cli: _CLI) -> None:
         split = "val" if cli.command == "validate" else "test"
         kept = getattr(cli.model, "scores", {})
         if split in kept:
-            boundary = getattr(cli.model, "boundary_scores", {}).get(split)
-            rows = class_table(kept[split], boundary, cli.datamodule.label_space().names)
+            rows = _class_rows(cli, kept[split], split)
             print_class_table(rows)
             write_class_table(cli.run_dir / f"{cli.command}_classes.csv", rows)
+
+
+def _class_rows(cli: _CLI, scores: Any, split: str) -> list[Row]:
+    """The table of the classes; of detections, also their result file."""
+    if not isinstance(scores, DetectionScores):
+        boundary = getattr(cli.model, "boundary_scores", {}).get(split)
+        return class_table(scores, boundary, cli.datamodule.label_space().names)
+    dataset = cli.datamodule.dataset(split)
+    write_coco_results(cli.run_dir / f"{cli.command}_detections.json", scores.detections, dataset.category_ids)
+    return detection_table(scores, dataset.class_names)
 
 
 def _read_checkpoint(path: str, *, training: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypedDict
@@ -11,7 +12,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from gingham.data.labels import Colour, bit_interleaved_palette
+from gingham.data.labels import Colour
 
 
 class DetectionItem(TypedDict):
@@ -88,13 +89,15 @@ class DetectionDataset(Dataset[DetectionItem], ABC):
 
 
 def class_colours(count: int) -> tuple[Colour, ...]:
-    """One colour for each of `count` classes, without black.
+    """One bright colour for each of `count` classes; the hues of successive classes lie far apart.
 
     Example:
         >>> class_colours(2)
-        ((128, 0, 0), (0, 128, 0))
+        ((255, 77, 77), (77, 129, 255))
     """
-    return bit_interleaved_palette(count + 1)[1:]
+    golden = (5**0.5 - 1) / 2
+    colours = (colorsys.hsv_to_rgb(index * golden % 1, 0.7, 1.0) for index in range(count))
+    return tuple((round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in colours)
 
 
 def truth_of(boxes: torch.Tensor, labels: torch.Tensor, ignored: torch.Tensor) -> torch.Tensor:

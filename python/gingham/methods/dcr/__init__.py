@@ -1,0 +1,1 @@
+"""DCR: decoupled classification refinement of detections."""

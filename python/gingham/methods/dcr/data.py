@@ -1,0 +1,154 @@
+"""Detection data for training: which data set, in which order, mirrored or not, so that any run can be continued."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from torch.utils.data import DataLoader, Dataset
+
+from gingham.data.coco_detection import COCO_OBJECTS, CocoDetection
+from gingham.data.detection import DetectionDataset, DetectionItem, DetectionTransform, class_colours
+from gingham.data.labels import Colour
+from gingham.data.voc_detection import VOC_OBJECTS, VOCDetection
+from gingham.data.wardrobe.lookalike_scenes import CLASS_NAMES, LookAlikeScenes
+from gingham.errors import DataError
+from gingham.methods.resumable_data import ResumableData
+
+DatasetName = Literal["wardrobe_lookalikes", "coco", "voc"]
+
+_CLASS_NAMES = {"wardrobe_lookalikes": CLASS_NAMES, "coco": COCO_OBJECTS, "voc": VOC_OBJECTS}
+
+
+class DetectionData(ResumableData):
+    """A detection data set by name; batches are lists of items.
+
+    Args:
+        name: "wardrobe_lookalikes" of the embedded world, or on disk "coco" or "voc".
+        root: folder of the data set, as its reader wants it; not for the world.
+        splits: what the data set on disk calls its splits for training, validation and test. Where the last two are the
+            same, there is no test split of its own.
+        batch_size: images in a training batch of one process.
+        evaluation_batch_size: images in an evaluation batch.
+        flip: probability that a training picture is mirrored, 0 to 1.
+        only_annotated: "coco" only: leave training pictures out in which there is nothing to learn.
+        whole_pixels: "coco" only: truncate boxes to whole pixels, as the official code of DCR does.
+        class_names: of the objects, in the order of the labels, where they are not those of the published data set: for
+            "voc" as the XML files have them, for "coco" in the order of the category ids.
+        workers: processes that load data.
+        seed: of order and mirroring, any whole number.
+        lengths: the world only: pictures in train, val and test.
+
+    Raises:
+        ValueError: a number outside its range.
+        DataError: when a split is opened: `root` is missing, or not what the reader expects.
+    """
+
+    def __init__(
+        self,
+        name: DatasetName = "wardrobe_lookalikes",
+        root: str | None = None,
+        splits: tuple[str, str, str] = ("train", "val", "test"),
+        batch_size: int = 2,
+        evaluation_batch_size: int = 1,
+        flip: float = 0.5,
+        only_annotated: bool = True,
+        whole_pixels: bool = False,
+        class_names: tuple[str, ...] | None = None,
+        workers: int = 0,
+        seed: int = 0,
+        lengths: tuple[int, int, int] = (600, 200, 500),
+    ) -> None:
+        super().__init__(batch_size, evaluation_batch_size, workers, seed)
+        if name not in get_args(DatasetName):
+            raise ValueError(f"name must be one of {', '.join(get_args(DatasetName))}, got {name!r}")
+        if min(lengths) < 0:
+            raise ValueError(f"lengths must be 0 or more, got {min(lengths)}")
+        self.name: DatasetName = name
+        self.root = root
+        self._names = dict(zip(("train", "val", "test"), splits, strict=True))
+        self.lengths = dict(zip(("train", "val", "test"), lengths, strict=True))
+        self.only_annotated, self.whole_pixels = only_annotated, whole_pixels
+        self.class_names = tuple(class_names or _CLASS_NAMES[name])
+        self.augment = DetectionTransform(flip)
+        self.evaluate = DetectionTransform()
+        self._datasets: dict[str, DetectionDataset] = {}
+
+    @property
+    def palette(self) -> tuple[Colour, ...]:
+        """One colour for each class of objects."""
+        return class_colours(len(self.class_names))
+
+    def splits(self) -> tuple[str, ...]:
+        """The splits that have images of their own."""
+        return tuple(split for split in self._names if split != "test" or self._names["test"] != self._names["val"])
+
+    def dataset(self, split: str) -> DetectionDataset:
+        """The data set of "train", "val" or "test", with its transform. Kept once made."""
+        if split not in self._datasets:
+            self._datasets[split] = self.open(split)
+        return self._datasets[split]
+
+    def open(self, split: str, *, require_labels: bool = True) -> DetectionDataset:
+        """A split, read anew.
+
+        Raises:
+            DataError: a folder or file is missing, or the classes are not those expected.
+        """
+        transform = self.augment if split == "train" else self.evaluate
+        if self.name == "wardrobe_lookalikes":
+            return LookAlikeScenes(split, self.lengths[split], cache=True, transform=transform)
+        if self.root is None:
+            raise DataError(f"data.root is not set: give the folder of {self.name} with --data.root DIR")
+        root, name = Path(self.root), self._names[split]
+        if self.name == "voc":
+            return VOCDetection(
+                root, name, class_names=self.class_names, require_annotations=require_labels, transform=transform
+            )
+        only_annotated = self.only_annotated and split == "train"
+        dataset = CocoDetection(
+            root, name, only_annotated=only_annotated, whole_pixels=self.whole_pixels, transform=transform
+        )
+        if dataset.class_names != self.class_names:
+            raise DataError(
+                f"{dataset.file}: its categories are {', '.join(dataset.class_names)}; name them with "
+                "--data.class_names and give --model.network.num_classes"
+            )
+        return dataset
+
+    def setup(self, stage: str) -> None:
+        for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ()):
+            if len(self.dataset(split)) == 0:
+                raise DataError(f"the {split} split of {self.name} has no images")
+
+    def train_dataloader(self) -> DataLoader[DetectionItem]:
+        return self.training_loader(self.dataset("train"), collate=list)
+
+    def _evaluation_loader(self, split: str) -> DataLoader[DetectionItem]:
+        _, processes = self.process()
+        return self.evaluation_loader(FilledUp(self.dataset(split), processes), collate=list)
+
+    def val_dataloader(self) -> DataLoader[DetectionItem]:
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[DetectionItem]:
+        return self._evaluation_loader("test")
+
+
+class FilledUp(Dataset[DetectionItem]):
+    """A data set of at least `length` items; those that it has not got are its first with the id -1, not to be counted.
+
+    With as many items as processes, every process has one: those without would leave the others waiting.
+    """
+
+    def __init__(self, dataset: DetectionDataset, length: int) -> None:
+        self.dataset, self.length = dataset, length
+
+    def __len__(self) -> int:
+        return max(len(self.dataset), self.length)
+
+    def __getitem__(self, index: int) -> DetectionItem:
+        if index < len(self.dataset):
+            return self.dataset[index]
+        item: Any = {**self.dataset[0], "image_id": -1}
+        return item
