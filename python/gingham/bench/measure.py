@@ -56,7 +56,7 @@ class Budget:
         seconds: time for each peer of a row, after its first three rounds.
         rounds: most rounds.
         longest_call: a peer that needs more seconds than this for one call is left out.
-        memory: bytes that a peer's call may be expected to take.
+        memory: bytes that a peer's call may be expected to take on the CPU; on a GPU it is half of the GPU's memory.
     """
 
     seconds: float
@@ -210,6 +210,8 @@ def measure_row(
     """
     device, direction = setting.device, setting.direction
     budget = replace(budget, longest_call=max(budget.longest_call, case.longest_call))
+    if device.type == "cuda":
+        budget = replace(budget, memory=torch.cuda.get_device_properties(device).total_memory / 2)
     timings: dict[str, Timing] = {}
     errors: dict[str, float] = {}
     failures: dict[str, str] = {}
