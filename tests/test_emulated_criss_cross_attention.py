@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
 def emulation(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     loaded = compile_operator("criss_cross_attention", tmp_path_factory.mktemp("cuda_emulation"))
     loaded.forward.restype = loaded.backward.restype = ctypes.c_char_p
-    loaded.backward_workspace.restype = ctypes.c_size_t
+    loaded.forward_workspace.restype = loaded.backward_workspace.restype = ctypes.c_size_t
     return loaded
 
 
@@ -100,7 +100,6 @@ def run(
     batch, key_channels, *size = maps["query"].shape
     value_channels = maps["value"].shape[1]
     shape = (ctypes.c_int64 * 6)(batch, key_channels, value_channels, *size)
-    sums = np.float64 if dtype == "float64" else np.float32
     arena = Arena(library)
     try:
         held = {}
@@ -122,29 +121,22 @@ def run(
             view_of(held[n])
             for n in ("query", "key", "value", "output", "grad", "grad_query", "grad_key", "grad_value")
         ]
-        error = library.forward(
-            shape,
-            CODES[dtype],
-            ctypes.c_double(scale),
-            tf32,
-            (Map * 4)(*views[:4]),
-            ctypes.c_void_p(lse.ctypes.data),
-            seed,
-        )
-        assert not error, error
-        workspace = library.backward_workspace(shape, CODES[dtype])
-        delta = arena.array((workspace // np.dtype(sums).itemsize,), sums, (0,))
-        error = library.backward(
-            shape,
-            CODES[dtype],
-            ctypes.c_double(scale),
-            tf32,
-            (Map * 8)(*views),
-            ctypes.c_void_p(lse.ctypes.data),
-            ctypes.c_void_p(delta.ctypes.data),
-            seed,
-        )
-        assert not error, error
+        for kernels, workspace_size, arguments in (
+            (library.forward, library.forward_workspace, (Map * 4)(*views[:4])),
+            (library.backward, library.backward_workspace, (Map * 8)(*views)),
+        ):
+            workspace = arena.array((workspace_size(shape, CODES[dtype], arguments),), np.uint8, (0,))
+            error = kernels(
+                shape,
+                CODES[dtype],
+                ctypes.c_double(scale),
+                tf32,
+                arguments,
+                ctypes.c_void_p(lse.ctypes.data),
+                ctypes.c_void_p(workspace.ctypes.data),
+                seed,
+            )
+            assert not error, error
         for name in ("query", "key", "value", "grad"):
             np.testing.assert_array_equal(held[name].astype(np.float64), maps[name].astype(np.float64))
         return {

@@ -742,4 +742,5 @@ def test_cuda_opcheck_and_gradcheck() -> None:
     leaves = features.requires_grad_(), mask.requires_grad_()
     torch.library.opcheck(operator, (*leaves, False))
     torch.autograd.gradcheck(masked_average_pool, leaves)
-    torch.autograd.gradgradcheck(masked_average_pool, leaves)
+    # The second derivative goes through the interpolation of PyTorch, whose backward adds in any order.
+    torch.autograd.gradgradcheck(masked_average_pool, leaves, nondet_tol=1e-12)

@@ -861,4 +861,5 @@ def test_cuda_opcheck_and_gradcheck() -> None:
     leaves = [x.requires_grad_() for x in tensors]
     torch.library.opcheck(operator, (*leaves, None, False, 1e-8, False))
     torch.autograd.gradcheck(masked_similarity, leaves)
-    torch.autograd.gradgradcheck(masked_similarity, leaves)
+    # The second derivative goes through the interpolation of PyTorch, whose backward adds in any order.
+    torch.autograd.gradgradcheck(masked_similarity, leaves, nondet_tol=1e-12)

@@ -33,14 +33,8 @@ inline void check(cudaError_t error, const char* what) {
   throw std::runtime_error(std::string("gingham: CUDA failed to ") + what + ": " + cudaGetErrorString(error));
 }
 
-inline int64_t attribute_of_current_device(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  check(cudaGetDevice(&device), "name the current device");
-  check(cudaDeviceGetAttribute(&value, attribute, device), "describe the current device");
-  return value;
-}
-inline int64_t multiprocessors() { return attribute_of_current_device(cudaDevAttrMultiProcessorCount); }
-inline int64_t cache_bytes() { return attribute_of_current_device(cudaDevAttrL2CacheSize); }
+// Of a workspace, for copies of some images at a time, unless a single one needs more.
+constexpr int64_t kCopyBytes = int64_t{256} << 20;
 
 // What the blocks of every shape fit in, and every card gives a block.
 constexpr size_t kMostSharedBytes = 96 * 1024;

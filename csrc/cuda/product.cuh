@@ -14,7 +14,9 @@
 //   load_left<depth_minor>   16 x kDepth operand; element (m, k) at p[m * stride + k], or p[k * stride + m]
 //   load_right<depth_minor>  kDepth x 16 operand; element (k, n) at p[n * stride + k], or p[k * stride + n]
 //   multiply                 sums[0..1] += left * right
+//   exponential              e to the power of a sum, as exact as the element type asks for
 //   weights, weight, left    sums -> Weights, one of them back, step i as a left operand
+//   merge                    pair[0..1] = two sums, plus what is there times a factor (add); pair is aligned to two
 #pragma once
 
 #include <cstdint>
@@ -49,7 +51,16 @@ struct PackedProduct {
     if constexpr (kFloat16) return pack_float16(low, high);
     return pack_bfloat16(low, high);
   }
-  __device__ static T to_element(float x) { return from_sum<T>(x); }
+  __device__ static float exponential(float x) { return exp2_approximately(x * 1.44269504f); }
+  __device__ static void merge(T* pair, float first, float second, bool add, float factor) {
+    auto* packed = reinterpret_cast<uint32_t*>(pair);
+    if (add) {
+      const uint32_t old = *packed;
+      first += to_sum({static_cast<uint16_t>(old & 0xffffu)}) * factor;
+      second += to_sum({static_cast<uint16_t>(old >> 16)}) * factor;
+    }
+    *packed = pack(first, second);
+  }
 
   template <bool depth_minor>
   __device__ static Left load_left(const T* p, int stride, int lane) {
@@ -125,6 +136,16 @@ __device__ inline void load_right_scalars(T (&x)[2][2], const T* p, int stride, 
   }
 }
 
+template <class T>
+__device__ inline void merge_scalars(T* pair, T first, T second, bool add, T factor) {
+  struct alignas(2 * sizeof(T)) Pair {
+    T first, second;
+  };
+  auto& both = *reinterpret_cast<Pair*>(pair);
+  if (add) first += both.first * factor, second += both.second * factor;
+  both = {first, second};
+}
+
 template <class T, int segment>
 struct ScalarWeights {
   T x[segment / 8][4];
@@ -149,7 +170,10 @@ struct Tf32Product {
   };
 
   __device__ static float to_sum(float x) { return x; }
-  __device__ static float to_element(float x) { return x; }
+  __device__ static float exponential(float x) { return exp(x); }
+  __device__ static void merge(float* pair, float first, float second, bool add, float factor) {
+    merge_scalars(pair, first, second, add, factor);
+  }
 
   __device__ static void split(float x, uint32_t& big, uint32_t& small) {
     if constexpr (exact) {
@@ -222,7 +246,10 @@ struct Float64Product {
   };
 
   __device__ static double to_sum(double x) { return x; }
-  __device__ static double to_element(double x) { return x; }
+  __device__ static double exponential(double x) { return exp(x); }
+  __device__ static void merge(double* pair, double first, double second, bool add, double factor) {
+    merge_scalars(pair, first, second, add, factor);
+  }
 
   template <bool depth_minor>
   __device__ static Left load_left(const double* p, int stride, int lane) {

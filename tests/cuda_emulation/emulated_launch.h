@@ -29,9 +29,10 @@ inline void synchronize_warp() {
 
 inline int lowest_bit(uint32_t bits) { return __builtin_ctz(bits); }
 
-// So small a device that batches are taken in parts.
-inline int64_t multiprocessors() { return 1; }
-inline int64_t cache_bytes() { return 1024; }
+constexpr size_t kMostSharedBytes = 96 * 1024;
+
+// So few that batches are taken in parts.
+constexpr int64_t kCopyBytes = 1024;
 
 template <class Parameters>
 void launch(void (*kernel)(Parameters), int64_t blocks, int threads, size_t shared_bytes, void*,

@@ -58,4 +58,6 @@ inline uint32_t round_to_tf32(float x) {
   return (bits_of_float(x) + 0x1000u) & ~0x1fffu;
 }
 
+inline float exp2_approximately(float x) { return x < -126.0f ? 0.0f : std::exp2(x); }
+
 }  // namespace gingham::cuda
