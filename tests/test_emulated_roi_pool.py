@@ -130,6 +130,7 @@ def bits(x: np.ndarray) -> np.ndarray:
         ((1, 9, 6, 300), (2, 2), 0.25),  # wider than a line of a warp
         ((2, 3, 13, 9), (1, 37), 0.5),  # more bins than lanes
         ((1, 34, 1, 7), (2, 1), 0.3),
+        ((1, 160, 6, 18), (2, 3), 1.0),  # more channels than a block collects, and whole packs of them
         ((1, 1, 17, 1), (7, 7), 1.0),
     ],
 )

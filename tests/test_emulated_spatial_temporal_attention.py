@@ -177,7 +177,8 @@ def check(
 
 LAYOUTS = pytest.mark.parametrize("axes", [CHANNELS_FIRST, CHANNELS_LAST], ids=["channels_first", "channels_last"])
 EVERY_DTYPE = pytest.mark.parametrize("dtype", list(DTYPES))
-# [B, C, T, H, W] and parts: bands that are whole chunks and bands that are not, many tiles of a plane, many frames.
+# [B, C, T, H, W] and parts: bands that are whole chunks and bands that are not, many tiles of a plane, more channels
+# than a block takes, many frames.
 SIZES = [
     ((2, 5, 3, 4, 6), 2),
     ((1, 3, 2, 7, 2), 3),
@@ -187,6 +188,7 @@ SIZES = [
     ((1, 4, 4, 3, 1), 2),
     ((1, 130, 1, 4, 8), 2),
     ((1, 2, 1, 90, 48), 5),
+    ((1, 34, 1, 20, 26), 4),
     ((1, 3, 70, 2, 4), 2),
 ]
 

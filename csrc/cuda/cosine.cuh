@@ -17,6 +17,7 @@
 
 #include "elements.cuh"
 #include "gingham/cosine_similarity_map.h"
+#include "pack.cuh"
 #include "primitives.cuh"
 #include "reduce.cuh"
 
@@ -81,20 +82,6 @@ struct Vectors {  // [image][prototype][channel], channels adjacent
   __device__ T* at(int64_t i, int64_t k, int64_t c) const { return data + i * image + k * prototype + c; }
 };
 
-// 16 bytes of a row of channels, or one element.
-template <class T, bool wide>
-struct alignas(wide ? 16 : sizeof(T)) Pack {
-  static constexpr int kCount = wide ? 16 / static_cast<int>(sizeof(T)) : 1;
-  T x[kCount];
-};
-
-template <class T>
-bool is_wide(const void* data, std::initializer_list<int64_t> strides) {
-  constexpr int64_t kCount = Pack<T, true>::kCount;
-  bool wide = reinterpret_cast<uintptr_t>(data) % 16 == 0;
-  for (const int64_t stride : strides) wide = wide && stride % kCount == 0;
-  return wide;
-}
 template <class T>
 bool is_wide(const PixelMap<T>& map, int64_t channels) {
   return is_wide<T>(map.data, {map.image, map.row, map.column, channels});

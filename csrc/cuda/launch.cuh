@@ -27,6 +27,8 @@ __device__ inline void synchronize_warp() { __syncwarp(); }
 // The lowest bit that is set; there is one.
 __device__ inline int lowest_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
 
+__device__ inline int count_bits(uint32_t bits) { return __popc(bits); }
+
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // not to be reported again to whoever asks next

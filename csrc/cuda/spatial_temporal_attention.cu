@@ -11,6 +11,7 @@
 // Channels first: a thread has one chunk of adjacent positions of some channels, so that it keeps their energies in
 // registers; the sums of chunks go through shared memory, where bands are added up. Channels last: a lane has a chunk
 // of adjacent channels and a warp a position at a time; sums stay in registers, energies are added up over the lanes.
+// What a thread has to work out before its first load costs as much as many loads: each takes a good number of them.
 #include <initializer_list>
 #include <type_traits>
 
@@ -63,11 +64,13 @@ struct FrameMap {
       : data(static_cast<T*>(view.data)), view(view), columns(shape.columns) {
     whole = view.row_stride == shape.columns * view.column_stride || shape.rows == 1;
   }
+  __device__ T* row(const Frames& frames, int64_t frame, int64_t channel, int64_t y) const {
+    return data + frame / frames.shape.frames * view.batch_stride + frame % frames.shape.frames * view.frame_stride +
+           channel * view.channel_stride + y * view.row_stride;
+  }
   __device__ T* at(const Frames& frames, int64_t frame, int64_t channel, int64_t position) const {
-    T* first = data + frame / frames.shape.frames * view.batch_stride +
-               frame % frames.shape.frames * view.frame_stride + channel * view.channel_stride;
-    if (whole) return first + position * view.column_stride;
-    return first + position / columns * view.row_stride + position % columns * view.column_stride;
+    if (whole) return row(frames, frame, channel, 0) + position * view.column_stride;
+    return row(frames, frame, channel, position / columns) + position % columns * view.column_stride;
   }
 };
 
@@ -111,13 +114,29 @@ struct Tiling {
   Tiling(const Frames& frames, int chunk_size) {
     chunks = frames.positions() / chunk_size;
     tile = static_cast<int>(smaller(chunks, kThreads));
-    channels = tile <= 64 ? 64 : tile <= 128 ? 32 : 16;  // so that the sums of a tile fit shared memory
+    channels = static_cast<int>(smaller(4096 / larger(tile, 1), 256));  // whose sums fit shared memory
     channel_blocks = ceil_div(frames.shape.channels, channels);
   }
   __host__ __device__ int lanes() const { return kThreads / tile; }
   // A row of sums is padded: threads of a warp add up rows side by side.
   __host__ __device__ int sum_stride() const { return tile + 1 - tile % 2; }
 };
+
+// Channels last: a band as lines of positions at one distance, a single one where rows follow one another.
+struct Lines {
+  int64_t first_row, count, length;
+
+  __device__ Lines(const Frames& frames, int64_t part, bool whole) {
+    first_row = frames.first_row(part), count = frames.first_row(part + 1) - first_row, length = frames.shape.columns;
+    if (whole) length *= count, count = 1;
+  }
+};
+
+// How many warps share a band.
+int warps_of_band(const Frames& frames) {
+  const int64_t positions = ceil_div(frames.shape.rows, frames.shape.parts) * frames.shape.columns;
+  return static_cast<int>(smaller(ceil_div(positions, 32), kWarps));
+}
 
 // ---------------------------------------------------------------------------------------------- sums and energies
 
@@ -126,6 +145,7 @@ struct SumsPass {
   Frames frames;
   FrameMap<const T> features;
   Tiling tiling;
+  int warps;  // of a band
   int64_t channel_blocks;
   Sum<T>* energies;  // [frame][channel block][position]
   Sum<T>* sums;      // [frame][part][channel]
@@ -205,7 +225,7 @@ __global__ void __launch_bounds__(kThreads) sum_planes(const __grid_constant__ S
 
 // A block takes one band of a frame and 32 chunks of channels.
 template <class T, int kChunk>
-__global__ void __launch_bounds__(kThreads) sum_positions(const __grid_constant__ SumsPass<T> pass) {
+__global__ void __launch_bounds__(kThreads, 4) sum_positions(const __grid_constant__ SumsPass<T> pass) {
   using S = Sum<T>;
   GINGHAM_SHARED_MEMORY(memory);
   S* warp_sums = reinterpret_cast<S*>(memory);  // [warp][channel]
@@ -215,42 +235,44 @@ __global__ void __launch_bounds__(kThreads) sum_positions(const __grid_constant_
   const int64_t block = blockIdx.x % pass.channel_blocks, row = blockIdx.x / pass.channel_blocks;
   const int64_t frame = row / parts, part = row % parts;
   const int64_t first_channel = block * kChannels, channel = first_channel + lane_of_warp() * kChunk;
-  const int64_t begin = frames.first_position(part), end = frames.first_position(part + 1);
-  S* energies = pass.energies + (frame * pass.channel_blocks + block) * frames.positions();
+  const Lines lines(frames, part, pass.features.whole);
+  const T* from = pass.features.row(frames, frame, channel, lines.first_row);
+  S* energies =
+      pass.energies + (frame * pass.channel_blocks + block) * frames.positions() + frames.first_position(part);
 
   S sums[kChunk] = {};
-  for (int64_t first = begin + warp_of_block(); first < end; first += kInFlight * kWarps) {
-    Chunk<T, kChunk> loaded[kInFlight];
+  for (int64_t line = 0; line < lines.count; ++line, from += pass.features.view.row_stride, energies += lines.length) {
+    for (int64_t first = warp_of_block(); first < lines.length; first += kInFlight * pass.warps) {
+      Chunk<T, kChunk> loaded[kInFlight] = {};
 #pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
-      const int64_t position = first + i * kWarps;
-      if (position < end && channel < channels) {
-        loaded[i] = *reinterpret_cast<const Chunk<T, kChunk>*>(pass.features.at(frames, frame, channel, position));
+      for (int i = 0; i < kInFlight; ++i) {
+        const int64_t x = first + i * pass.warps;
+        if (x >= lines.length || channel >= channels) continue;
+        loaded[i] = *reinterpret_cast<const Chunk<T, kChunk>*>(from + x * pass.features.view.column_stride);
       }
-    }
+      S own = 0;  // lane i keeps the energy of the i-th position
 #pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
-      const int64_t position = first + i * kWarps;
-      if (position >= end) continue;  // as for all lanes
-      S energy = 0;
-      if (channel < channels) {
+      for (int i = 0; i < kInFlight; ++i) {
+        S energy = 0;
 #pragma unroll
         for (int v = 0; v < kChunk; ++v) {
           const S f = to_sum(loaded[i].x[v]);
           sums[v] += f;
           energy += f * f;
         }
+        energy = sum_of_warp(energy);
+        if (lane_of_warp() == i) own = energy;
       }
-      energy = sum_of_warp(energy);
-      if (lane_of_warp() == 0) energies[position] = energy;
+      const int64_t x = first + lane_of_warp() * pass.warps;
+      if (lane_of_warp() < kInFlight && x < lines.length) energies[x] = own;
     }
   }
 #pragma unroll
   for (int v = 0; v < kChunk; ++v) warp_sums[warp_of_block() * kChannels + lane_of_warp() * kChunk + v] = sums[v];
   __syncthreads();
-  for (int c = static_cast<int>(threadIdx.x); c < kChannels && first_channel + c < channels; c += kThreads) {
+  for (int c = static_cast<int>(threadIdx.x); c < kChannels && first_channel + c < channels; c += 32 * pass.warps) {
     S sum = 0;
-    for (int warp = 0; warp < kWarps; ++warp) sum += warp_sums[warp * kChannels + c];
+    for (int warp = 0; warp < pass.warps; ++warp) sum += warp_sums[warp * kChannels + c];
     pass.sums[row * channels + first_channel + c] = sum;
   }
 }
@@ -307,6 +329,8 @@ __global__ void __launch_bounds__(kThreads) normalize_frames(const __grid_consta
 // ---------------------------------------------------------------------------------------------- pooling
 
 constexpr int kBands = 64;  // that pool_clips takes at a time
+constexpr int kPooled = 4;  // channels of a thread of it, 32 apart
+constexpr int kPooledOfBlock = 32 * kPooled;
 
 template <class T>
 struct PoolPass {
@@ -321,12 +345,12 @@ struct PoolPass {
 
 template <class S>
 struct PoolMemory {
-  S top[kThreads], all[kThreads];
+  S halves[2][kWarps][kPooledOfBlock];  // of the pooled vector: top and all
   int64_t chosen[kBands];
   S divisors[kBands];
 };
 
-// A block takes a clip and 32 channels; its warps share the rows (frame, part) among themselves.
+// A block takes a clip and kPooledOfBlock channels; its warps share the rows (frame, part) among themselves.
 template <class T>
 __global__ void __launch_bounds__(kThreads) pool_clips(const __grid_constant__ PoolPass<T> pass) {
   using S = Sum<T>;
@@ -334,10 +358,10 @@ __global__ void __launch_bounds__(kThreads) pool_clips(const __grid_constant__ P
   auto& memory = *reinterpret_cast<PoolMemory<S>*>(bytes);
   const int64_t clip = blockIdx.x / pass.channel_blocks, block = blockIdx.x % pass.channel_blocks;
   const int64_t length = pass.frames.shape.frames, parts = pass.frames.shape.parts;
-  const int64_t channels = pass.frames.shape.channels, channel = block * 32 + lane_of_warp();
+  const int64_t channels = pass.frames.shape.channels, channel = block * kPooledOfBlock + lane_of_warp();
   const S* shares = pass.shares + clip * length * parts;
 
-  S top = 0, all = 0;
+  S top[kPooled] = {}, all[kPooled] = {};
   for (int64_t first = 0; first < parts; first += kBands) {
     const int64_t bands = smaller(kBands, parts - first);
     for (int64_t k = warp_of_block(); k < bands; k += kWarps) {
@@ -373,22 +397,31 @@ __global__ void __launch_bounds__(kThreads) pool_clips(const __grid_constant__ P
       const int64_t t = row / bands, k = row % bands, at = t * parts + first + k;
       const S score = shares[at] / memory.divisors[k];
       if (block == 0 && lane_of_warp() == 0) pass.scores[clip * length * parts + at] = score;
-      if (channel >= channels) continue;
-      const S sum = pass.sums[(clip * length * parts + at) * channels + channel];
-      all += score * sum;
-      if (memory.chosen[k] == t) top += sum;
+      const bool is_chosen = memory.chosen[k] == t;
+      const S* sums = pass.sums + (clip * length * parts + at) * channels + channel;
+#pragma unroll
+      for (int v = 0; v < kPooled; ++v) {
+        const S sum = channel + 32 * v < channels ? sums[32 * v] : S(0);
+        all[v] += score * sum;
+        if (is_chosen) top[v] += sum;
+      }
     }
     __syncthreads();
   }
-  memory.top[threadIdx.x] = top;
-  memory.all[threadIdx.x] = all;
+#pragma unroll
+  for (int v = 0; v < kPooled; ++v) {
+    memory.halves[0][warp_of_block()][lane_of_warp() + 32 * v] = top[v];
+    memory.halves[1][warp_of_block()][lane_of_warp() + 32 * v] = all[v];
+  }
   __syncthreads();
-  if (warp_of_block() >= 2 || channel >= channels) return;
-  const S* halves = warp_of_block() == 0 ? memory.top : memory.all;
-  S sum = 0;
-  for (int warp = 0; warp < kWarps; ++warp) sum += halves[warp * 32 + lane_of_warp()];
-  pass.pooled[(clip * 2 + warp_of_block()) * channels + channel] =
-      from_sum<T>(sum / static_cast<S>(pass.frames.positions()));
+  for (int i = static_cast<int>(threadIdx.x); i < 2 * kPooledOfBlock; i += kThreads) {
+    const int half = i / kPooledOfBlock, c = i % kPooledOfBlock;
+    if (block * kPooledOfBlock + c >= channels) continue;
+    S sum = 0;
+    for (int warp = 0; warp < kWarps; ++warp) sum += memory.halves[half][warp][c];
+    pass.pooled[(clip * 2 + half) * channels + block * kPooledOfBlock + c] =
+        from_sum<T>(sum / static_cast<S>(pass.frames.positions()));
+  }
 }
 
 // ---------------------------------------------------------------------------------------------- gradient of pooling
@@ -406,28 +439,29 @@ struct PoolBackwardPass {
   Sum<T>*grad_sums, *grad_shares;
 };
 
-// A block takes a frame, a warp a part: gradients of its sums and, in the place of its share's, of its score.
+// A block takes a part of a frame: gradients of its sums and, in the place of its share's, of its score.
 template <class T>
 __global__ void __launch_bounds__(kThreads) pool_gradients(const __grid_constant__ PoolBackwardPass<T> pass) {
   using S = Sum<T>;
-  const int64_t parts = pass.frames.shape.parts, channels = pass.frames.shape.channels, frame = blockIdx.x;
-  const int64_t length = pass.frames.shape.frames, clip = frame / length;
+  GINGHAM_SHARED_MEMORY(memory);
+  const int64_t parts = pass.frames.shape.parts, channels = pass.frames.shape.channels, row = blockIdx.x;
+  const int64_t length = pass.frames.shape.frames, frame = row / parts, clip = frame / length;
   const T *grad_top = pass.grad_pooled + clip * 2 * channels, *grad_all = grad_top + channels;
   const S positions = static_cast<S>(pass.frames.positions());
-  for (int64_t k = warp_of_block(); k < parts; k += kWarps) {
-    const int64_t row = frame * parts + k;
-    const bool is_chosen = pass.chosen[clip * parts + k] == frame % length;
-    const S top = (is_chosen ? S(1) : S(0)) / positions, all = pass.scores[row] / positions;
-    S products = 0;
-    for (int64_t c = lane_of_warp(); c < channels; c += 32) {
-      const S grad = to_sum(grad_all[c]);
-      products += grad * pass.sums[row * channels + c];
-      pass.grad_sums[row * channels + c] = top * to_sum(grad_top[c]) + all * grad;
-    }
-    products = sum_of_warp(products);
-    if (lane_of_warp() == 0) {
-      pass.grad_shares[row] = pass.grad_scores[row] + (pass.detach_attention ? S(0) : products / positions);
-    }
+  const bool is_chosen = pass.chosen[clip * parts + row % parts] == frame % length;
+  const S top = (is_chosen ? S(1) : S(0)) / positions, all = pass.scores[row] / positions;
+  const S* sums = pass.sums + row * channels;
+  S* grad_sums = pass.grad_sums + row * channels;
+  S products = 0;
+#pragma unroll 4
+  for (int64_t c = threadIdx.x; c < channels; c += kThreads) {
+    const S grad = to_sum(grad_all[c]);
+    products += grad * sums[c];
+    grad_sums[c] = top * to_sum(grad_top[c]) + all * grad;
+  }
+  products = sum_of_block<kWarps>(products, reinterpret_cast<S*>(memory));
+  if (threadIdx.x == 0) {
+    pass.grad_shares[row] = pass.grad_scores[row] + (pass.detach_attention ? S(0) : products / positions);
   }
 }
 
@@ -460,6 +494,7 @@ struct SumsBackwardPass {
   FrameMap<const T> features;
   FrameMap<T> grad_features;
   Tiling tiling;
+  int warps;  // of a band
   int64_t channel_blocks;
   const Sum<T>*map, *totals, *grad_sums, *grad_shares, *grad_map;
   Sum<T>* factors;  // [frame][position]
@@ -550,36 +585,44 @@ __global__ void __launch_bounds__(kThreads) apply_to_planes(const __grid_constan
 
 // A block takes one band of a frame and 32 chunks of channels.
 template <class T, int kChunk>
-__global__ void __launch_bounds__(kThreads) apply_to_positions(const __grid_constant__ SumsBackwardPass<T> pass) {
+__global__ void __launch_bounds__(kThreads, 4) apply_to_positions(const __grid_constant__ SumsBackwardPass<T> pass) {
   using S = Sum<T>;
   const Frames& frames = pass.frames;
   const int64_t parts = frames.shape.parts, channels = frames.shape.channels;
   const int64_t block = blockIdx.x % pass.channel_blocks, row = blockIdx.x / pass.channel_blocks;
   const int64_t frame = row / parts, part = row % parts;
   const int64_t channel = (block * 32 + lane_of_warp()) * kChunk;
-  const int64_t begin = frames.first_position(part), end = frames.first_position(part + 1);
   if (channel >= channels) return;
-  S addends[kChunk], factors[kChunk];
+  const Lines lines(frames, part, pass.features.whole && pass.grad_features.whole);
+  const T* from = pass.features.row(frames, frame, channel, lines.first_row);
+  T* to = pass.grad_features.row(frames, frame, channel, lines.first_row);
+  const S* factors_of_line = pass.factors + frame * frames.positions() + frames.first_position(part);
+  S addends[kChunk];
 #pragma unroll
   for (int v = 0; v < kChunk; ++v) addends[v] = pass.grad_sums[row * channels + channel + v];
-  for (int64_t first = begin + warp_of_block(); first < end; first += kInFlight * kWarps) {
-    Chunk<T, kChunk> loaded[kInFlight];
+  for (int64_t line = 0; line < lines.count; ++line) {
+    for (int64_t first = warp_of_block(); first < lines.length; first += kInFlight * pass.warps) {
+      Chunk<T, kChunk> loaded[kInFlight];
+      S factor[kInFlight];
 #pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
-      const int64_t position = first + i * kWarps;
-      if (position >= end) continue;
-      loaded[i] = *reinterpret_cast<const Chunk<T, kChunk>*>(pass.features.at(frames, frame, channel, position));
+      for (int i = 0; i < kInFlight; ++i) {
+        const int64_t x = first + i * pass.warps;
+        if (x >= lines.length) continue;
+        loaded[i] = *reinterpret_cast<const Chunk<T, kChunk>*>(from + x * pass.features.view.column_stride);
+        factor[i] = factors_of_line[x];
+      }
+#pragma unroll
+      for (int i = 0; i < kInFlight; ++i) {
+        const int64_t x = first + i * pass.warps;
+        if (x >= lines.length) continue;
+        S factors[kChunk];
+#pragma unroll
+        for (int v = 0; v < kChunk; ++v) factors[v] = factor[i];
+        *reinterpret_cast<Chunk<T, kChunk>*>(to + x * pass.grad_features.view.column_stride) =
+            applied<T, kChunk>(loaded[i], factors, addends);
+      }
     }
-#pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
-      const int64_t position = first + i * kWarps;
-      if (position >= end) continue;
-      const S factor = pass.factors[frame * frames.positions() + position];
-#pragma unroll
-      for (int v = 0; v < kChunk; ++v) factors[v] = factor;
-      *reinterpret_cast<Chunk<T, kChunk>*>(pass.grad_features.at(frames, frame, channel, position)) =
-          applied<T, kChunk>(loaded[i], factors, addends);
-    }
+    from += pass.features.view.row_stride, to += pass.grad_features.view.row_stride, factors_of_line += lines.length;
   }
 }
 
@@ -623,11 +666,17 @@ void sum_frames(const SpatialTemporalSums& call, void* workspace, void* stream) 
     constexpr int kChunk = decltype(size)::value;
     const Tiling tiling(frames, kChunk);
     blocks_of_frame = channel_blocks(frames, tiling, last, kChunk);
-    const SumsPass<T> pass{frames,          {call.features, call.shape}, tiling,
-                           blocks_of_frame, static_cast<S*>(workspace),  static_cast<S*>(call.sums)};
+    const int warps = warps_of_band(frames);
+    const SumsPass<T> pass{frames,
+                           {call.features, call.shape},
+                           tiling,
+                           warps,
+                           blocks_of_frame,
+                           static_cast<S*>(workspace),
+                           static_cast<S*>(call.sums)};
     if (last) {
-      launch(sum_positions<T, kChunk>, frames.count() * call.shape.parts * blocks_of_frame, kThreads,
-             sizeof(S) * kThreads * kChunk, stream, pass);
+      launch(sum_positions<T, kChunk>, frames.count() * call.shape.parts * blocks_of_frame, 32 * warps,
+             sizeof(S) * static_cast<size_t>(32 * warps * kChunk), stream, pass);
     } else {
       launch(sum_planes<T, kChunk>, frames.count() * blocks_of_frame, kThreads, sum_planes_shared<T, kChunk>(tiling),
              stream, pass);
@@ -647,7 +696,8 @@ void sum_frames(const SpatialTemporalSums& call, void* workspace, void* stream) 
 template <class T>
 void pool(const SpatialTemporalPooling& call, void* stream) {
   using S = Sum<T>;
-  const int64_t blocks_of_clip = larger(1, ceil_div(call.shape.channels, 32));  // the first gives the scores
+  const int64_t blocks_of_clip =
+      larger(1, ceil_div(call.shape.channels, kPooledOfBlock));  // the first gives the scores
   const PoolPass<T> pass{{call.shape},
                          static_cast<S>(call.eps),
                          blocks_of_clip,
@@ -674,7 +724,7 @@ void differentiate_pooling(const SpatialTemporalPoolingBackward& call, void* str
                                  static_cast<const S*>(call.grad_scores),
                                  static_cast<S*>(call.grad_sums),
                                  static_cast<S*>(call.grad_shares)};
-  launch(pool_gradients<T>, pass.frames.count(), kThreads, 0, stream, pass);
+  launch(pool_gradients<T>, pass.frames.count() * call.shape.parts, kThreads, sizeof(S) * kWarps, stream, pass);
   launch(share_gradients<T>, call.shape.batch, kThreads, 0, stream, pass);
 }
 
@@ -693,6 +743,7 @@ void differentiate_sums(const SpatialTemporalSumsBackward& call, void* workspace
                                    {call.features, call.shape},
                                    {call.grad_features, call.shape},
                                    tiling,
+                                   warps_of_band(frames),
                                    blocks_of_frame,
                                    static_cast<const S*>(call.map),
                                    static_cast<const S*>(call.totals),
@@ -702,8 +753,8 @@ void differentiate_sums(const SpatialTemporalSumsBackward& call, void* workspace
                                    static_cast<S*>(workspace)};
     launch(position_factors<T>, frames.count(), kThreads, sizeof(S) * kWarps, stream, pass);
     if (last) {
-      launch(apply_to_positions<T, kChunk>, frames.count() * call.shape.parts * blocks_of_frame, kThreads, 0, stream,
-             pass);
+      launch(apply_to_positions<T, kChunk>, frames.count() * call.shape.parts * blocks_of_frame, 32 * pass.warps, 0,
+             stream, pass);
     } else {
       launch(apply_to_planes<T, kChunk>, frames.count() * blocks_of_frame, kThreads, 0, stream, pass);
     }

@@ -28,6 +28,7 @@ inline void synchronize_warp() {
 }
 
 inline int lowest_bit(uint32_t bits) { return __builtin_ctz(bits); }
+inline int count_bits(uint32_t bits) { return __builtin_popcount(bits); }
 
 constexpr size_t kMostSharedBytes = 96 * 1024;
 
