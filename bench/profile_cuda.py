@@ -1,7 +1,7 @@
 """Which CUDA kernels of an operator take how long, on the largest headline case of each.
 
-    python bench/profile_cuda.py [OPERATOR ...]            # a table of kernels, from torch's profiler
-    ncu ... python bench/profile_cuda.py --once [...]      # every kernel once, for the counters of Nsight Compute
+python bench/profile_cuda.py [OPERATOR ...]            # a table of kernels, from torch's profiler
+ncu ... python bench/profile_cuda.py --once [...]      # every kernel once, for the counters of Nsight Compute
 """
 
 from __future__ import annotations
