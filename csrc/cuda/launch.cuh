@@ -35,6 +35,13 @@ inline void check(cudaError_t error, const char* what) {
   throw std::runtime_error(std::string("gingham: CUDA failed to ") + what + ": " + cudaGetErrorString(error));
 }
 
+inline int64_t cache_bytes() {
+  int device = 0, value = 0;
+  check(cudaGetDevice(&device), "name the current device");
+  check(cudaDeviceGetAttribute(&value, cudaDevAttrL2CacheSize, device), "describe the current device");
+  return value;
+}
+
 // Of a workspace, for copies of some images at a time, unless a single one needs more.
 constexpr int64_t kCopyBytes = int64_t{256} << 20;
 

@@ -32,7 +32,8 @@ inline int count_bits(uint32_t bits) { return __builtin_popcount(bits); }
 
 constexpr size_t kMostSharedBytes = 96 * 1024;
 
-// So few that batches are taken in parts.
+// So small a device, and so few bytes of a workspace, that batches are taken in parts.
+inline int64_t cache_bytes() { return 1024; }
 constexpr int64_t kCopyBytes = 1024;
 
 template <class Parameters>
