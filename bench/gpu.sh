@@ -58,7 +58,7 @@ for tool in memcheck racecheck; do
   if wanted $tool && command -v compute-sanitizer >/dev/null; then
     # So that every tensor's end is an allocation's end.
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 step $tool 170 compute-sanitizer --tool $tool --error-exitcode 9 \
-      --kernel-regex kns=gingham "$PYTHON" bench/cuda_small_shapes.py &
+      --kernel-name kns=gingham "$PYTHON" bench/cuda_small_shapes.py &
   fi
 done
 wait
