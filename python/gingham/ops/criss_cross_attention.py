@@ -30,7 +30,8 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: f
 
     Args:
         query: [B, Ck, H, W] or [B, Ck, T, H, W]; float32, float64, float16 or bfloat16, on CPU or CUDA, with any
-            strides (maps whose columns or channels are adjacent in memory are read in place).
+            strides (read in place where channels are adjacent in memory, and on the CPU where columns are; others
+            are copied, on CUDA up to 256 MiB at a time: give it channels-last maps).
         key: shape, dtype and device of `query`.
         value: [B, Cv, *S], batch, spatial sizes, dtype and device of `query`.
         scale: factor on the logits, any real number. CCNet uses none: 1.0.
