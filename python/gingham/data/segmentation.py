@@ -74,6 +74,14 @@ class SegmentationDataset(Dataset[SegmentationItem], ABC):
     def read(self, index: int) -> SegmentationItem:
         """The item as it is stored, before any transform."""
 
+    def read_label(self, index: int) -> torch.Tensor:
+        """The label of an item as it is stored."""
+        return self.read(index)["label"]
+
+    def name_of(self, index: int) -> str:
+        """The name of an item."""
+        return self.read(index)["name"]
+
     def __getitem__(self, index: int) -> SegmentationItem:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} out of range for {len(self)} items")
@@ -136,6 +144,13 @@ class FolderSegmentation(SegmentationDataset):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def read_label(self, index: int) -> torch.Tensor:
+        path = self.images[index].label
+        return self.read(index)["label"] if path is None else self.labels.decode(read_label_values(path), path)
+
+    def name_of(self, index: int) -> str:
+        return self.images[index].name
 
     def read(self, index: int) -> SegmentationItem:
         file = self.images[index]

@@ -279,6 +279,40 @@ class RandomScaleCropFlip:
         return _apply(self.transforms, item, self.mirror_pairs)
 
 
+class FixedSize:
+    """Resize to one size, images bilinearly (antialiased), labels to the nearest pixel; perhaps mirror; normalise.
+
+    Args:
+        size: rows and columns, 1 or above, or None to keep those of each picture.
+        flip_probability: that a picture is mirrored, 0 to 1.
+        normalize: what the network expects.
+
+    Raises:
+        ValueError: an argument outside its range.
+
+    Example:
+        >>> from gingham.data import CueScenes
+        >>> CueScenes("val", 1, transform=FixedSize((32, 48)))[0]["label"].shape
+        torch.Size([32, 48])
+    """
+
+    def __init__(self, size: Pair | None, *, flip_probability: float = 0.0, normalize: Normalize | None = None) -> None:
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise ValueError(f"size must be rows and columns, 1 or above, got {size}")
+        if not 0 <= flip_probability <= 1:
+            raise ValueError(f"flip_probability must be 0 to 1, got {flip_probability}")
+        self.transforms = v2.Compose(
+            [
+                v2.Identity() if size is None else v2.Resize(list(size)),
+                RandomMirror(flip_probability),
+                normalize or imagenet_normalize(),
+            ]
+        )
+
+    def __call__(self, item: SegmentationItem) -> SegmentationItem:
+        return _apply(self.transforms, item)
+
+
 class EvaluationTransform:
     """Normalise and nothing else: images and labels keep their size.
 

@@ -45,8 +45,9 @@ class VOCSegmentation(FolderSegmentation):
 
     Args:
         root: the folder ``VOCdevkit/VOC2012``.
-        split: "train", "val", "trainval", "test", or another list in ``ImageSets/Segmentation``.
+        split: "train", "val", "trainval", "test", or another list in ``ImageSets/Segmentation``, such as "trainaug".
         labels: the classes.
+        label_folder: where the labels are, for example in "SegmentationClassAug".
         require_labels: whether every image of the list must be there, with its label file. If not, `read` refuses
             images that are missing, and `gingham.data.check_dataset` lists them.
         transform: applied to each item.
@@ -67,14 +68,17 @@ class VOCSegmentation(FolderSegmentation):
         split: str,
         *,
         labels: LabelSpace = VOC_LABELS,
+        label_folder: str = "SegmentationClass",
         require_labels: bool = True,
         transform: Transform | None = None,
     ) -> None:
-        files = devkit_files(Path(root), split, "2012", require_labels=require_labels)
+        files = devkit_files(Path(root), split, "2012", label_folder=label_folder, require_labels=require_labels)
         super().__init__(Path(root), split, labels, files, require_labels=require_labels, transform=transform)
 
 
-def devkit_files(root: Path, split: str, year: str, kind: str = "", *, require_labels: bool) -> list[ImageFile]:
+def devkit_files(
+    root: Path, split: str, year: str, kind: str = "", *, label_folder: str | None = None, require_labels: bool
+) -> list[ImageFile]:
     """The files of a split in the layout of the VOC development kit, which other label sets borrow.
 
     Args:
@@ -82,12 +86,13 @@ def devkit_files(root: Path, split: str, year: str, kind: str = "", *, require_l
         split: the name of a list of images.
         year: of the kit, for error texts.
         kind: what the folders of these labels and lists have at the end of their names.
+        label_folder: of the labels, where it has another name.
         require_labels: whether every image of the list and the folder of labels must be there.
 
     Raises:
         DataError: a folder, the list or a required image is missing, or the list is empty.
     """
-    labels, lists = f"SegmentationClass{kind}", f"ImageSets/Segmentation{kind}"
+    labels, lists = label_folder or f"SegmentationClass{kind}", f"ImageSets/Segmentation{kind}"
     require_folder(root, f"the VOC{year} folder with JPEGImages/, {labels}/ and {lists}/")
     images = require_folder(root / "JPEGImages", "the images, *.jpg")
     if require_labels:

@@ -3,6 +3,7 @@
 from gingham.metrics.boundary_iou import BoundaryMeter, BoundaryScores
 from gingham.metrics.detection import DetectionMeter, DetectionScores
 from gingham.metrics.embedding_purity import EmbeddingPurity
+from gingham.metrics.few_shot import FewShotMeter, FewShotScores
 from gingham.metrics.segmentation import SegmentationMeter, SegmentationScores
 from gingham.metrics.voc_detection import voc_average_precision
 
@@ -12,6 +13,8 @@ __all__ = [
     "DetectionMeter",
     "DetectionScores",
     "EmbeddingPurity",
+    "FewShotMeter",
+    "FewShotScores",
     "SegmentationMeter",
     "SegmentationScores",
     "voc_average_precision",

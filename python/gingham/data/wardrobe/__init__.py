@@ -1,15 +1,16 @@
 """The embedded world: real garments on photographs, composed into tasks that need what a method claims to give.
 
 `assets` loads the garments and photographs that come with the package, `garments` cuts, tints and paints one garment,
-`cue_scenes` composes the task of CCNet, `dolls` that of SCHP, `point_scenes` that of PDML, `lookalike_scenes` that of
-DCR, and `export` and `detection_export` write them to disk in the published layouts. Sample `i` of a split depends on
-the split and `i` alone.
+`cue_scenes` composes the task of CCNet, `dolls` that of SCHP, `point_scenes` that of PDML, `episode_scenes` that of
+SG-One, `lookalike_scenes` that of DCR, and `export` and `detection_export` write them to disk in the published layouts.
+Sample `i` of a split depends on the split and `i` alone.
 """
 
 from gingham.data.wardrobe.assets import Wardrobe, load_wardrobe
 from gingham.data.wardrobe.cue_scenes import CUE_LABELS, CueScenes, make_cue_scene
 from gingham.data.wardrobe.detection_export import write_coco, write_voc_detection
 from gingham.data.wardrobe.dolls import DOLL_LABELS, Dolls, corrupt_labels, make_doll
+from gingham.data.wardrobe.episode_scenes import CategoryScenes, GarmentScenes
 from gingham.data.wardrobe.export import write_cityscapes, write_lip, write_pascal_context, write_voc
 from gingham.data.wardrobe.garments import Category
 from gingham.data.wardrobe.lookalike_scenes import LookAlikeScenes, make_lookalike_scene
@@ -22,8 +23,10 @@ __all__ = [
     "POINT_SCENE_LABELS",
     "SCALE_LABELS",
     "Category",
+    "CategoryScenes",
     "CueScenes",
     "Dolls",
+    "GarmentScenes",
     "LookAlikeScenes",
     "PointScenes",
     "ScaleScenes",

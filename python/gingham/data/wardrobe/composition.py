@@ -122,7 +122,7 @@ class ComposedScenes(SegmentationDataset):
         length: how many scenes; sample `i` is the same whatever the length.
         labels: the classes.
         size: pixels of the picture's side, 32 or above.
-        garments: garments in a scene, 4 to 10.
+        garments: garments in a scene, `fewest_garments` to `most_garments`.
         cache: whether to compose all scenes now and keep them, 16 KiB each at size 64, instead of composing them anew
             at each visit.
         transform: applied to each item.
@@ -130,6 +130,8 @@ class ComposedScenes(SegmentationDataset):
     Raises:
         ValueError: an argument outside its range.
     """
+
+    fewest_garments, most_garments = 4, 10
 
     def __init__(
         self,
@@ -147,8 +149,8 @@ class ComposedScenes(SegmentationDataset):
             raise ValueError(f"length must be 0 or above, got {length}")
         if size < 32:
             raise ValueError(f"size must be 32 or above, got {size}")
-        if not 4 <= garments <= 10:
-            raise ValueError(f"garments must be 4 to 10, got {garments}")
+        if not self.fewest_garments <= garments <= self.most_garments:
+            raise ValueError(f"garments must be {self.fewest_garments} to {self.most_garments}, got {garments}")
         super().__init__(split, labels, transform)
         self.length, self.size, self.garments = length, size, garments
         self._kept: tuple[torch.Tensor, torch.Tensor] | None = None
