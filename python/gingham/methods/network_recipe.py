@@ -26,8 +26,9 @@ class NetworkRecipe(lightning.LightningModule):
         network_class: of the network.
         network: options of that class. ``backbone_weights`` are read when a training begins; resuming, evaluating and
             predicting do without.
-        optimizer: "sgd" (momentum 0.9) or "adamw".
+        optimizer: "sgd" or "adamw".
         learning_rate: at step 0, above 0.
+        momentum: of "sgd", from 0 to below 1.
         weight_decay: on every parameter, 0 or more.
         power: of the polynomial schedule, 0 or more.
         warmup_steps: steps in which the learning rate rises from 0.
@@ -44,6 +45,7 @@ class NetworkRecipe(lightning.LightningModule):
         *,
         optimizer: Literal["sgd", "adamw"] = "sgd",
         learning_rate: float = 0.01,
+        momentum: float = 0.9,
         weight_decay: float = 1e-4,
         power: float = 0.9,
         warmup_steps: int = 0,
@@ -56,12 +58,15 @@ class NetworkRecipe(lightning.LightningModule):
             raise ValueError(f"optimizer must be 'sgd' or 'adamw', got {optimizer!r}")
         if not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate must be above 0, got {learning_rate}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be at least 0 and below 1, got {momentum}")
         self.require_not_negative(weight_decay=weight_decay, power=power, warmup_steps=warmup_steps)
         self.network: Any = network_class(**{**network, "backbone_weights": None})
         self.network_class, self.network_options = network_class, dict(network)
-        self.num_classes = int(network.get("num_classes", valid["num_classes"].default))
-        self.optimizer, self.learning_rate, self.weight_decay = optimizer, learning_rate, weight_decay
-        self.power, self.warmup_steps = power, warmup_steps
+        if "num_classes" in valid:
+            self.num_classes = int(network.get("num_classes", valid["num_classes"].default))
+        self.optimizer, self.learning_rate, self.momentum = optimizer, learning_rate, momentum
+        self.weight_decay, self.power, self.warmup_steps = weight_decay, power, warmup_steps
         self._random_states: dict[str, Tensor] = {}
 
     @staticmethod
@@ -97,7 +102,7 @@ class NetworkRecipe(lightning.LightningModule):
         groups: Any = self.parameter_groups()
         if self.optimizer == "sgd":
             optimizer: Any = torch.optim.SGD(
-                groups, lr=self.learning_rate, momentum=0.9, weight_decay=self.weight_decay
+                groups, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
             )
         else:
             optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
