@@ -33,7 +33,7 @@ from gingham.data.episodes import (
 )
 from gingham.data.labels import LabelSpace, bit_interleaved_palette
 from gingham.data.segmentation import SegmentationDataset, SegmentationItem
-from gingham.data.transforms import FixedSize
+from gingham.data.transforms import EvaluationTransform
 from gingham.errors import DataError
 
 SPACE = LabelSpace(("background", "a", "b", "c"), bit_interleaved_palette(4))
@@ -356,8 +356,10 @@ def test_supports_keep_their_sizes_unless_they_shall_have_that_of_the_first() ->
 
 def test_pictures_and_labels_are_brought_to_the_protocol_s_size() -> None:
     scenes = squares((1,), (1,))
-    (item,) = EpisodeDataset(scenes, [Draw(1, (1,), 0, 0)], transform=FixedSize((20, 84)))
+    episodes = EpisodeDataset(scenes, [Draw(1, (1,), 0, 0)], size=(20, 84), transform=EvaluationTransform())
+    (item,) = episodes
     assert item["image"].shape == (3, 20, 84) and item["image"].dtype == torch.float32
+    assert episodes.read(0)["image"].shape == (3, 20, 84) and episodes.read(0)["views"]["support"][1].shape == (20, 84)
     assert item["label"].shape == (20, 84) and set(item["label"].unique().tolist()) == {0, 1}
     assert item["support_mask"][0].shape == (1, 20, 84)
     assert item["label"][2:6, :12].all() and not item["label"][7:].any()

@@ -126,6 +126,14 @@ def test_differences_are_paired_by_seed() -> None:
     assert found["R=2 - R=1"]["median"] == pytest.approx(16.3, abs=0.05)
 
 
+def test_a_score_can_be_compared_with_another_of_the_same_run() -> None:
+    values = {"IoU of novel classes": 60.0, "all foreground": 10.0, "FB-IoU": 70.0}
+    scores = {Run("masked pooling", seed): {**values, "all foreground": 10.0 + seed} for seed in range(2)}
+    found = demo._differences(DEMOS["sgone"], scores)
+    assert found["masked pooling - all foreground"]["by_seed"] == [50.0, 49.0]
+    assert list(found) == ["masked pooling - all foreground"]
+
+
 def test_one_seed_has_no_interval() -> None:
     scores = {Run("R=0", 0): {"trousers-IoU": 20.0}, Run("R=2", 0): {"trousers-IoU": 50.0}}
     assert demo._differences(DEMOS["ccnet"], scores)["R=2 - R=0"] == {

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gingham.metrics import BoundaryScores, DetectionScores, SegmentationScores
+from gingham.metrics import BoundaryScores, DetectionScores, FewShotScores, SegmentationScores
 
 Row = Mapping[str, str]
 
@@ -41,6 +41,22 @@ def detection_table(scores: DetectionScores, names: Sequence[str]) -> list[Row]:
         "AP50": [*scores.class_ap50.tolist(), scores.ap50.item()],
     }
     return _rows(columns, names)
+
+
+def few_shot_table(scores: FewShotScores, names: Sequence[str]) -> list[Row]:
+    """One row for each novel class, one for their mean and one for FB-IoU, in percent, and the number of episodes.
+
+    Args:
+        scores: of an evaluation.
+        names: of the classes that were evaluated.
+    """
+    number = scores.episodes.reshape(-1).tolist()
+    ious = [*scores.iou.reshape(-1).tolist(), scores.miou.item(), scores.fb_iou.item()]
+    counts = [*number, sum(number), sum(number)]
+    return [
+        {"class": name, "IoU": _percent(iou), "episodes": str(count)}
+        for name, iou, count in zip([*names, "mean", "foreground and background"], ious, counts, strict=True)
+    ]
 
 
 def _rows(columns: Mapping[str, Sequence[float]], names: Sequence[str]) -> list[Row]:

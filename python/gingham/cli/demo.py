@@ -279,7 +279,8 @@ def _differences(demo: Demo, results: Mapping[Run, Mapping[str, float]]) -> dict
 
 def _difference(demo: Demo, comparison: Comparison, results: Mapping[Run, Mapping[str, float]], seed: int) -> float:
     title = demo.score_of(comparison).title
-    score, baseline = (results[Run(arm, seed)][title] for arm in (comparison.arm, comparison.baseline))
+    score = results[Run(comparison.arm, seed)][title]
+    baseline = results[Run(comparison.baseline, seed)][comparison.baseline_score or title]
     if not comparison.relative:
         return score - baseline
     return 100 * (score - baseline) / baseline if baseline else math.nan
@@ -361,23 +362,22 @@ def _pictures(arms: list[str], runs: dict[Run, dict[str, Any]], out: Path) -> No
     import torch
 
     from gingham.cli.options import instantiate
-    from gingham.cli.pictures import draw_panels, save_curves, truth_of_item
+    from gingham.cli.pictures import draw_panels, known, save_curves
 
-    views: list[dict[str, Any]] = []
+    rows: list[tuple[Any, dict[str, Any]]] = []
     for run in (Run(arm, 0) for arm in arms):
         folder = out / run.name
         parts = instantiate(runs[run], source=run.name)
         dataset = parts.data.dataset("test")
         items = [dataset[i] for i in range(min(6, len(dataset)))]
-        views = views or [{"truth": truth_of_item(item)} for item in items]
+        rows = rows or [known(dataset, i, item) for i, item in enumerate(items)]
         parts.model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
         parts.model.eval()
         with torch.inference_mode():
-            for item, row in zip(items, views, strict=True):
-                row[run.arm] = next(iter(parts.model.views(item).values()))
+            for item, (_, views) in zip(items, rows, strict=True):
+                views[run.arm] = next(iter(parts.model.views(item).values()))
         with _whole(folder / "curves.png") as part:
             save_curves(part, folder / "log" / "metrics.csv")
-    rows = [(dataset.read(i)["image"], row) for i, row in enumerate(views)]
     with _whole(out / "predictions.png") as part:
         draw_panels(rows, dataset.class_names, dataset.palette).save(part)
     print(f"results: {out / 'results.md'} and {out / 'results.json'}")

@@ -39,6 +39,7 @@ class Comparison:
         floor: the difference that is claimed at least, or at most where a lower score is better; None without a claim.
         statistic: of the differences by seed, which has to reach the floor.
         score: title of the score, by default the demo's first.
+        baseline_score: title of the baseline's, where that is another.
         relative: whether differences are in percent of the baseline's score.
     """
 
@@ -47,13 +48,15 @@ class Comparison:
     floor: float | None = None
     statistic: Literal["mean", "median"] = "mean"
     score: str | None = None
+    baseline_score: str | None = None
     relative: bool = False
 
     @property
     def name(self) -> str:
         """What the report calls it."""
         score = f", {self.score}" if self.score else ""
-        return f"{self.arm} - {self.baseline}{score}{', %' if self.relative else ''}"
+        baseline = self.baseline_score or self.baseline
+        return f"{self.arm} - {baseline}{score}{', %' if self.relative else ''}"
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,24 @@ class Demo:
         """The score that a comparison is about."""
         return next(score for score in self.scores if comparison.score in (None, score.title))
 
+
+_GUIDANCE = {
+    "no support": {_NETWORK + "guidance": "none"},
+    "global pooling": {_NETWORK + "guidance": "global"},
+    "background blanked": {_NETWORK + "guidance": "blanked"},
+    "masked pooling": {},
+}
+_EPISODE_SCORES = (
+    Score("IoU of novel classes", "miou"),
+    Score("FB-IoU", "fb_iou"),
+    Score("all foreground", "all_foreground"),
+)
+_FEW_EPISODES = {
+    "trainer.max_epochs": 1,
+    "data.init_args.episodes_per_epoch": 32,
+    "data.init_args.validation_episodes": 10,
+    "data.init_args.protocol.episodes": 10,
+}
 
 DEMOS = {
     "ccnet": Demo(
@@ -211,5 +232,33 @@ DEMOS = {
         ),
         quick=Length(arms=("points", "metric and extension")),
         smoke=Length((16, 4, 4), {"trainer.max_epochs": 1}, ("points", "metric and extension")),
+    ),
+    "sgone": Demo(
+        title="SG-One on garments that were never trained on, each shown in one other scene",
+        config="sgone_world",
+        arms=_GUIDANCE,
+        scores=_EPISODE_SCORES,
+        comparisons=(
+            Comparison("masked pooling", "global pooling", floor=20.0),
+            Comparison("masked pooling", "masked pooling", floor=0.0, baseline_score="all foreground"),
+            Comparison("masked pooling", "no support"),
+            Comparison("masked pooling", "background blanked"),
+        ),
+        quick=Length(arms=("global pooling", "masked pooling")),
+        smoke=Length((40, 20, 20), _FEW_EPISODES, ("global pooling", "masked pooling")),
+    ),
+    "sgone_categories": Demo(
+        title="SG-One on categories of garments that were never trained on, each shown in one other scene",
+        config="sgone_world",
+        arms={arm: {**options, "data.init_args.name": "wardrobe_categories"} for arm, options in _GUIDANCE.items()},
+        scores=_EPISODE_SCORES,
+        comparisons=(
+            Comparison("masked pooling", "masked pooling", floor=0.0, baseline_score="all foreground"),
+            Comparison("masked pooling", "global pooling"),
+            Comparison("masked pooling", "no support"),
+            Comparison("masked pooling", "background blanked"),
+        ),
+        quick=Length(arms=("global pooling", "masked pooling")),
+        smoke=Length((40, 20, 20), _FEW_EPISODES, ("global pooling", "masked pooling")),
     ),
 }

@@ -65,6 +65,18 @@ def save_overlay(path: Path, image: Tensor, mask: Tensor, names: Sequence[str], 
     _with_legend(picture, mask.unique().tolist(), names, palette, size).save(path)
 
 
+def known(dataset: Any, index: int, item: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """What is known of an item before it is predicted: its image, and views of what it was given and of the truth.
+
+    Args:
+        dataset: whose `read` gives the image, and perhaps "views" of what else the item holds.
+        index: of the item.
+        item: the item itself.
+    """
+    raw = dataset.read(index)
+    return raw["image"], {**raw.get("views", {}), "truth": truth_of_item(item)}
+
+
 def draw_panels(
     rows: Sequence[tuple[Tensor, Mapping[str, Any]]], names: Sequence[str], palette: Palette
 ) -> Image.Image:
@@ -72,8 +84,8 @@ def draw_panels(
 
     Args:
         rows: images, uint8 [3, H, W], at least one, with their views by title: classes [H, W], integers; attention
-            [H, W], floating point in 0 to 1; or `gingham.data.detection.Detections`, the first colour being that of
-            label 1.
+            [H, W], floating point in 0 to 1; `gingham.data.detection.Detections`, the first colour being that of
+            label 1; or another image with a view of its own.
         names: of the classes.
         palette: their colours.
     """
@@ -99,6 +111,9 @@ def draw_panels(
 
 
 def _view(image: Tensor, view: Any, palette: Palette) -> Image.Image:
+    if isinstance(view, tuple) and not isinstance(view, Detections):
+        other, view_of_other = view
+        return _view(other, view_of_other, palette)
     if isinstance(view, Detections):
         return _with_boxes(_panel(image.permute(1, 2, 0).numpy()), view, image.shape[-1], palette, 9)
     return _panel(heat(image, view) if view.is_floating_point() else overlay(image, view, palette))

@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import ExifTags, Image
-from torch import Tensor
 
+from gingham.cli.support import image_files, read_support, read_upright
 from gingham.errors import DataError, GinghamError
-
-_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 class DeviceError(GinghamError, ValueError):
@@ -46,16 +43,24 @@ def main(words: list[str]) -> int:
         metavar="DIR",
         help="where masks/, overlays/ and shares.json go, or boxes/ and detections.json",
     )
+    parser.add_argument(
+        "--support",
+        type=Path,
+        metavar="PATH",
+        help="few-shot methods: an image that shows what to look for, or a folder of such images",
+    )
+    parser.add_argument(
+        "--support_masks",
+        type=Path,
+        metavar="PATH",
+        help="the mask of that image, or a folder of masks that are named as their images, but .png: all but 0 is the "
+        "object; 255 is not known where there are other values too",
+    )
+    parser.add_argument("--support_value", type=int, metavar="N", help="only this value of the masks is the object")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
     options = parser.parse_args(words)
-    if options.images.is_dir():
-        files = sorted(x for x in options.images.iterdir() if x.suffix.lower() in _ENDINGS and not x.is_dir())
-    elif options.images.is_file():
-        files = [options.images]
-    else:
-        raise DataError(f"--images {options.images}: no such image or folder")
-    if not files:
-        raise DataError(f"--images {options.images}: no image in it (looked for {', '.join(sorted(_ENDINGS))})")
+    files = image_files("--images", options.images)
+    support = read_support(options.support, options.support_masks, options.support_value)
     device = _device(options.device)
     recipe, data = _load(options.config, options.ckpt_path, options.run_dir)
     recipe.to(device)
@@ -64,7 +69,7 @@ def main(words: list[str]) -> int:
 
     from gingham.cli.predictions import writer_for
 
-    writer = writer_for(recipe, data, options.out)
+    writer = writer_for(recipe, data, options.out, support)
     try:
         for name in writer.folders:
             (options.out / name).mkdir(parents=True, exist_ok=True)
@@ -75,7 +80,7 @@ def main(words: list[str]) -> int:
     try:
         for file in tqdm(files, unit="image", disable=None):
             try:
-                written[file.name] = writer.write(file.name, _read(file))
+                written[file.name] = writer.write(file.name, read_upright(file))
             except (DataError, MemoryError) as error:
                 reason = str(error).removeprefix(f"{file}: ") or "not enough memory"
                 print(f"gingham: skipped {file}: {reason}", file=sys.stderr)
@@ -103,27 +108,6 @@ def _device(name: str | None) -> torch.device:
     if device.type == "cuda" and not built:
         raise DeviceError(f"--device {name}: this gingham was built without CUDA; use cpu")
     return device
-
-
-def _read(file: Path) -> Tensor:
-    """RGB, uint8 [3, H, W], upright as the camera's EXIF entry says.
-
-    Raises:
-        DataError: the file cannot be read, or has more than eight bits a channel.
-    """
-    from gingham.data.segmentation import read_image
-
-    try:
-        image = read_image(file)
-        with Image.open(file) as header:
-            mode, orientation = header.mode, header.getexif().get(ExifTags.Base.Orientation, 1)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file}: {error}") from error
-    if mode.startswith(("I", "F")):
-        raise DataError(f"{file}: has more than 8 bits a channel (mode {mode}); convert it to 8 bits first")
-    if orientation in (5, 6, 7, 8):
-        image = image.transpose(1, 2)
-    return image.flip({2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation, ())).contiguous()
 
 
 def _load(config: str, checkpoint: str, run_dir: Path | None) -> tuple[Any, Any]:

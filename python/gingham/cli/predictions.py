@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,8 +11,11 @@ from torch import Tensor
 from torchvision.tv_tensors import Image as ImageTensor
 
 from gingham.cli import pictures
+from gingham.cli.options import ConfigError
+from gingham.cli.support import SupportImage
 from gingham.errors import CheckpointError
 from gingham.methods.dcr.recipe import DCRRecipe
+from gingham.methods.sgone.recipe import SGOneRecipe
 
 
 class Writer(Protocol):
@@ -33,15 +37,40 @@ class Writer(Protocol):
         """
 
 
-def writer_for(recipe: Any, data: Any, out: Path) -> Writer:
+def writer_for(recipe: Any, data: Any, out: Path, support: Sequence[SupportImage] = ()) -> Writer:
     """What writes the predictions of a recipe.
 
     Args:
         recipe: in evaluation mode, on its device.
         data: the data module of its configuration.
         out: the folder that holds the writer's folders.
+        support: images with masks of what a few-shot method shall look for.
+
+    Raises:
+        ConfigError: supports for a method that takes none, or none for one that needs them.
     """
-    return DetectionWriter(recipe, data, out) if isinstance(recipe, DCRRecipe) else MaskWriter(recipe, data, out)
+    few_shot = isinstance(recipe, SGOneRecipe)
+    if few_shot != bool(support):
+        raise ConfigError(
+            "this configuration segments what supports show: give --support and --support_masks"
+            if few_shot
+            else "--support is of few-shot methods, and this configuration is of none"
+        )
+    if isinstance(recipe, DCRRecipe):
+        return DetectionWriter(recipe, data, out)
+    return MaskWriter(recipe, data, out, _shown(recipe, data, support) if isinstance(recipe, SGOneRecipe) else recipe)
+
+
+def _shown(recipe: SGOneRecipe, data: Any, support: Sequence[SupportImage]) -> Callable[[Tensor], Tensor]:
+    """What segments images by the supports."""
+    images = [_normalized(data.evaluate.normalize, one.image).to(recipe.device) for one in support]
+    masks = [one.mask[None, None].to(recipe.device) for one in support]
+    with torch.inference_mode():
+        return recipe.with_support(images, masks)
+
+
+def _normalized(normalize: Any, image: Tensor) -> Tensor:
+    return normalize(ImageTensor(image)).as_subclass(Tensor)[None]
 
 
 class MaskWriter:
@@ -50,13 +79,13 @@ class MaskWriter:
     folders: tuple[str, ...] = ("masks", "overlays")
     summary = "shares.json"
 
-    def __init__(self, recipe: Any, data: Any, out: Path) -> None:
-        self.recipe, self.out = recipe, out
+    def __init__(self, recipe: Any, data: Any, out: Path, segment: Callable[[Tensor], Tensor]) -> None:
+        self.device, self.out, self.segment = recipe.device, out, segment
         self.normalize, self.labels = data.evaluate.normalize, data.label_space()
 
     def write(self, name: str, image: Tensor) -> dict[str, float]:
-        normalized = self.normalize(ImageTensor(image)).as_subclass(Tensor)
-        logits = _run(lambda: self.recipe(normalized.to(self.recipe.device)[None])[0], image)
+        normalized = _normalized(self.normalize, image).to(self.device)
+        logits = _run(lambda: self.segment(normalized)[0], image)
         if logits.shape[0] != self.labels.num_classes:
             raise CheckpointError(
                 f"the model has {logits.shape[0]} classes, its data set {self.labels.num_classes}: mend --config"

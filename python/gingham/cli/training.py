@@ -16,12 +16,20 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from gingham.cli.class_table import Row, class_table, detection_table, print_class_table, write_class_table
+from gingham.cli.class_table import (
+    Row,
+    class_table,
+    detection_table,
+    few_shot_table,
+    print_class_table,
+    write_class_table,
+)
 from gingham.cli.options import ConfigError, config_file, one_line_errors, packaged_configs, with_config_files
 from gingham.cli.records import MetricsFile, checkpoints, resolve_checkpoint
 from gingham.data.coco_detection import write_coco_results
+from gingham.data.episodes import write_episodes
 from gingham.errors import CheckpointError, DataError
-from gingham.metrics import DetectionScores
+from gingham.metrics import DetectionScores, FewShotScores
 from gingham.nn.checkpoint import check_fit, read_file
 
 __all__ = ["ConfigError", "Pictures", "config_file", "main", "packaged_configs", "resolve_checkpoint"]
@@ -45,17 +53,17 @@ class Pictures(Callback):
         import numpy
         import torch
 
-        from gingham.cli.pictures import draw_panels, truth_of_item
+        from gingham.cli.pictures import draw_panels, known
 
         dataset = open_split("val")
         items = [dataset[i] for i in range(min(self.images, len(dataset)))]
         if not items:
             return
-        raw = [dataset.read(i)["image"] for i in range(len(items))]
+        shown = [known(dataset, i, item) for i, item in enumerate(items)]
         was_training = pl_module.training
         pl_module.eval()
         with torch.no_grad():
-            rows = [(x, {"truth": truth_of_item(item), **views(item)}) for x, item in zip(raw, items, strict=True)]
+            rows = [(image, {**given, **views(x)}) for (image, given), x in zip(shown, items, strict=True)]
         pl_module.train(was_training)
         sheet = draw_panels(rows, dataset.class_names, dataset.palette)
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -229,10 +237,13 @@ def _evaluate(cli: _CLI) -> None:
         scores = evaluate(cli.model, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
     if trainer.is_global_zero:
         cli.run_dir.mkdir(parents=True, exist_ok=True)
-        report = {"checkpoint": cli.checkpoint} | {name: value for part in scores for name, value in part.items()}
-        (cli.run_dir / f"{cli.command}.json").write_text(json.dumps(report, indent=2) + "\n")
         split = "val" if cli.command == "validate" else "test"
         kept = getattr(cli.model, "scores", {})
+        report = {"checkpoint": cli.checkpoint} | {name: value for part in scores for name, value in part.items()}
+        if isinstance(kept.get(split), FewShotScores):
+            report |= {"protocol": cli.datamodule.describe(split), "counts": kept[split].counts.tolist()}
+            print(report["protocol"])
+        (cli.run_dir / f"{cli.command}.json").write_text(json.dumps(report, indent=2) + "\n")
         if split in kept:
             rows = _class_rows(cli, kept[split], split)
             print_class_table(rows)
@@ -240,7 +251,11 @@ def _evaluate(cli: _CLI) -> None:
 
 
 def _class_rows(cli: _CLI, scores: Any, split: str) -> list[Row]:
-    """The table of the classes; of detections, also their result file."""
+    """The table of the classes; of detections also their result file, of few-shot episodes their list."""
+    if isinstance(scores, FewShotScores):
+        write_episodes(cli.run_dir / f"{cli.command}_episodes.jsonl", cli.datamodule.episodes_of(split))
+        names = [cli.datamodule.labels.names[index] for index in cli.datamodule.classes_of(split)]
+        return few_shot_table(scores, names)
     if not isinstance(scores, DetectionScores):
         boundary = getattr(cli.model, "boundary_scores", {}).get(split)
         return class_table(scores, boundary, cli.datamodule.label_space().names)

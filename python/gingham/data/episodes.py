@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -506,8 +507,10 @@ class EpisodeDataset(Dataset[EpisodeItem]):
         border: of the query, see `object_label`; pixels 255 are part of a support's mask with "object" only.
         transform: applied to the query and to each support.
         seeds: of the runs, in their order.
-        first_support_size: resize the other supports of an episode to the size of the first, images bilinearly, masks
-            to the nearest pixel, as SG-One's official scripts with five shots do.
+        size: rows and columns that pictures and labels are resized to before, or None. Images are resized bilinearly
+            (antialiased), labels to the nearest pixel.
+        first_support_size: resize the other supports of an episode to the size of the first, as SG-One's official
+            scripts with five shots do.
 
     Example:
         >>> from gingham.data import CueScenes
@@ -527,10 +530,11 @@ class EpisodeDataset(Dataset[EpisodeItem]):
         border: Border = "ignore",
         transform: Transform | None = None,
         seeds: Sequence[int] = (),
+        size: tuple[int, int] | None = None,
         first_support_size: bool = False,
     ) -> None:
         self.dataset, self.draws, self.border, self.transform = dataset, list(draws), border, transform
-        self.first_support_size = first_support_size
+        self.size, self.first_support_size = size, first_support_size
         self._runs = {seed: run for run, seed in enumerate(seeds)}
 
     @property
@@ -545,11 +549,11 @@ class EpisodeDataset(Dataset[EpisodeItem]):
         return len(self.draws)
 
     def read(self, index: int) -> dict[str, Any]:
-        """The query as it is stored, and what the first support shows, for pictures."""
+        """The query before its transform, and what the first support shows, for pictures."""
         class_index, support, query, _ = self.draws[index]
-        shown = self.dataset.read(support[0])
+        asked, shown = (resize_item(self.dataset.read(image), self.size) for image in (query, support[0]))
         mask = object_label(shown["label"], class_index, "ignore")
-        return {"image": self.dataset.read(query)["image"], "views": {"support": (shown["image"], mask)}}
+        return {"image": asked["image"], "views": {"support": (shown["image"], mask)}}
 
     def __getitem__(self, index: int) -> EpisodeItem:
         class_index, support, query, seed = self.draws[index]
@@ -560,6 +564,7 @@ class EpisodeDataset(Dataset[EpisodeItem]):
             query,
             border=self.border,
             transform=self.transform,
+            size=self.size,
             first_support_size=self.first_support_size,
         )
         return {**item, "run": self._runs.get(seed, 0)}
@@ -626,12 +631,13 @@ def assemble(
     *,
     border: Border,
     transform: Transform | None,
+    size: tuple[int, int] | None = None,
     first_support_size: bool = False,
 ) -> EpisodeItem:
     """Read an episode, see `EpisodeDataset` for the arguments."""
 
     def binary(index: int, of_border: Border) -> SegmentationItem:
-        item = dataset.read(index)
+        item = resize_item(dataset.read(index), size)
         return {**item, "label": object_label(item["label"], class_index, of_border)}
 
     def transformed(item: SegmentationItem) -> SegmentationItem:
@@ -639,7 +645,8 @@ def assemble(
 
     supports = [binary(index, border) for index in support]
     if first_support_size:
-        supports = [_resized(item, supports[0]["label"].shape) for item in supports]
+        rows, columns = supports[0]["label"].shape
+        supports = [resize_item(item, (rows, columns)) for item in supports]
     asked = transformed(binary(query, border))
     supports = [transformed(item) for item in supports]
     return {
@@ -653,12 +660,18 @@ def assemble(
     }
 
 
-def _resized(item: SegmentationItem, size: torch.Size) -> SegmentationItem:
-    if item["label"].shape == size:
+def resize_item(item: SegmentationItem, size: tuple[int, int] | None) -> SegmentationItem:
+    """Bring an item that was not normalised to a size: the image bilinearly, its label to the nearest pixel.
+
+    Args:
+        item: as a data set's `read` gives it.
+        size: rows and columns; None: those it has.
+    """
+    if size is None or item["label"].shape == size:
         return item
-    image = torch.nn.functional.interpolate(item["image"][None].float(), size=tuple(size), mode="bilinear")[0]
-    label = torch.nn.functional.interpolate(item["label"][None, None].float(), size=tuple(size), mode="nearest-exact")
-    return {**item, "image": image.round().to(torch.uint8), "label": label[0, 0].long()}
+    image = F.interpolate(item["image"][None].float(), size=size, mode="bilinear", antialias=True)[0]
+    label = F.interpolate(item["label"][None, None].float(), size=size, mode="nearest-exact")[0, 0]
+    return {**item, "image": image.round().to(torch.uint8), "label": label.long()}
 
 
 def collate_episodes(items: Sequence[EpisodeItem]) -> dict[str, Any]:
