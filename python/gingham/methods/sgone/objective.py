@@ -23,6 +23,7 @@ def episode_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Source: SG-One's official code. It ignores no pixel; with labels that have no 255 this is the same.
 
     Example:
+        >>> import torch
         >>> episode_loss(torch.zeros(1, 2, 4, 5), torch.ones(1, 32, 40, dtype=torch.int64))  # ln 2
         tensor(0.6931)
     """
@@ -47,6 +48,7 @@ def combine_masks(masks: Tensor, rule: Literal["union", "vote"]) -> Tensor:
     Source: "union" SG-One's official code, "vote" HSNet's, https://github.com/juhongm999/hsnet.
 
     Example:
+        >>> import torch
         >>> masks = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 0, 0]], dtype=torch.bool).view(3, 1, 1, 3)
         >>> combine_masks(masks, "union").tolist(), combine_masks(masks, "vote").tolist()
         ([[[True, True, False]]], [[[True, False, False]]])
