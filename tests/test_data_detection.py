@@ -13,7 +13,7 @@ from PIL import Image
 
 from gingham.data import CocoDetection, DetectionDataset, LookAlikeScenes, VOCDetection, check_dataset
 from gingham.data.coco_detection import COCO_OBJECTS, write_coco_results
-from gingham.data.detection import DetectionTransform
+from gingham.data.detection import DetectionTransform, JoinedDetection
 from gingham.data.voc_detection import VOC_OBJECTS
 from gingham.data.wardrobe import make_lookalike_scene, write_coco, write_voc_detection
 from gingham.data.wardrobe.assets import load_wardrobe
@@ -290,6 +290,21 @@ def test_a_bad_voc_annotation_is_listed(path: str, text: str, reason: str, tmp_p
     assert reason in problem
     file.write_text("<annotation>")
     assert check_dataset(dataset)[0].startswith(f"{file}: not an XML file")
+
+
+def test_data_sets_are_joined_one_after_the_other() -> None:
+    parts = [LookAlikeScenes("train", 2), LookAlikeScenes("val", 0), LookAlikeScenes("val", 3)]
+    joined = JoinedDetection(parts, transform=DetectionTransform())
+    assert len(joined) == 5
+    names = [
+        f"wardrobe_{split}_00000{index}"
+        for split, index in (("train", 0), ("train", 1), ("val", 0), ("val", 1), ("val", 2))
+    ]
+    assert [item["name"] for item in read(joined)] == names
+    assert joined[4]["image"].is_floating_point()
+    assert check_dataset(joined) == []
+    with pytest.raises(ValueError, match="parts must be data sets of the same classes"):
+        JoinedDetection([])
 
 
 def test_result_files_name_categories_by_their_ids_and_keep_every_digit(tmp_path: Path) -> None:

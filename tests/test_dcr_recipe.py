@@ -18,11 +18,14 @@ from torch import nn
 
 pytest.importorskip("lightning", reason="training needs the extra: pip install gingham[train]")
 import lightning
+import numpy as np
 from PIL import Image
 
 from gingham.cli import main
 from gingham.cli.options import config_file, instantiate, packaged_configs
+from gingham.cli.pictures import draw_detections
 from gingham.data import LookAlikeScenes
+from gingham.data.detection import Detections
 from gingham.data.wardrobe import write_coco, write_voc_detection
 from gingham.errors import DataError
 from gingham.methods.dcr.data import DetectionData, FilledUp
@@ -276,6 +279,18 @@ def test_predict_draws_boxes_before_and_after_refinement(run: Path, tmp_path: Pa
         assert picture.width > 2 * 4 * 96  # side by side, four times as large
 
 
+def test_boxes_are_drawn_in_the_colour_of_their_class_around_what_they_hold() -> None:
+    image = torch.zeros(3, 48, 96, dtype=torch.uint8)
+    found = Detections(torch.tensor([[8.0, 4, 40, 44]]), torch.tensor([2]), torch.ones(1))
+    colours = ((255, 0, 0), (0, 0, 255))
+    sheet = draw_detections(image, {"one": found, "two": found.above(1.0)}, ("a", "b"), colours)
+    left, right = (np.asarray(sheet)[20 : 20 + 4 * 48, x : x + 4 * 96] for x in (0, 4 * 96 + 6))
+    rows, columns = np.nonzero((left == colours[1]).all(axis=2))
+    assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (4 * 8, 4 * 4, 4 * 40, 4 * 44)
+    assert not (left[20:170, 40:150] != 0).any()  # the box is not filled
+    assert not (right != 0).any()
+
+
 def test_predict_refuses_a_model_with_other_classes(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -323,6 +338,7 @@ def test_data_says_what_is_missing_or_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"its categories are T-shirt, .*; name them with --data.class_names"):
         DetectionData("coco", str(tmp_path)).dataset("val")
     assert len(DetectionData(**options).dataset("val")) == 3
+    assert len(DetectionData(**options, also_train=(str(tmp_path),)).dataset("train")) == 16
     assert DetectionData(**options, splits=("train", "val", "val")).splits() == ("train", "val")
 
 

@@ -101,7 +101,10 @@ class MaskWriter:
 
 
 class DetectionWriter:
-    """Pictures with the boxes before and after refinement side by side, and all detections after it."""
+    """Pictures with the boxes before and after refinement side by side, and what is drawn of those after it.
+
+    The recipe's option ``shown`` is the score above which detections are drawn.
+    """
 
     folders: tuple[str, ...] = ("boxes",)
     summary = "detections.json"

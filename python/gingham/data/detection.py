@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import colorsys
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypedDict
@@ -86,6 +88,32 @@ class DetectionDataset(Dataset[DetectionItem], ABC):
             raise IndexError(f"index {index} out of range for {len(self)} items")
         item = self.read(index % len(self))
         return item if self.transform is None else self.transform(item)
+
+
+class JoinedDetection(DetectionDataset):
+    """Data sets of the same classes one after the other, such as VOC 2007 and 2012; image ids are those of each.
+
+    Args:
+        parts: one or more.
+        transform: applied to each item; the parts' own are not.
+
+    Raises:
+        ValueError: no parts, or parts of other classes.
+    """
+
+    def __init__(self, parts: Sequence[DetectionDataset], transform: Transform | None = None) -> None:
+        if not parts or any(part.class_names != parts[0].class_names for part in parts):
+            raise ValueError(f"parts must be data sets of the same classes, got {[part.class_names for part in parts]}")
+        super().__init__(parts[0].split, parts[0].class_names, transform)
+        self.parts = tuple(parts)
+        self._ends = list(itertools.accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def read(self, index: int) -> DetectionItem:
+        number = bisect.bisect_right(self._ends, index)
+        return self.parts[number].read(index - (self._ends[number - 1] if number else 0))
 
 
 def class_colours(count: int) -> tuple[Colour, ...]:

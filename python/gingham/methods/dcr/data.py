@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from torch.utils.data import DataLoader, Dataset
 
 from gingham.data.coco_detection import COCO_OBJECTS, CocoDetection
-from gingham.data.detection import DetectionDataset, DetectionItem, DetectionTransform, class_colours
+from gingham.data.detection import (
+    DetectionDataset,
+    DetectionItem,
+    DetectionTransform,
+    JoinedDetection,
+    Transform,
+    class_colours,
+)
 from gingham.data.labels import Colour
 from gingham.data.voc_detection import VOC_OBJECTS, VOCDetection
 from gingham.data.wardrobe.lookalike_scenes import CLASS_NAMES, LookAlikeScenes
@@ -26,6 +32,8 @@ class DetectionData(ResumableData):
     Args:
         name: "wardrobe_lookalikes" of the embedded world, or on disk "coco" or "voc".
         root: folder of the data set, as its reader wants it; not for the world.
+        also_train: further folders in the same layout, whose training splits are trained on, too, such as that of VOC
+            2012 beside 2007.
         splits: what the data set on disk calls its splits for training, validation and test. Where the last two are the
             same, there is no test split of its own.
         batch_size: images in a training batch of one process.
@@ -48,6 +56,7 @@ class DetectionData(ResumableData):
         self,
         name: DatasetName = "wardrobe_lookalikes",
         root: str | None = None,
+        also_train: tuple[str, ...] = (),
         splits: tuple[str, str, str] = ("train", "val", "test"),
         batch_size: int = 2,
         evaluation_batch_size: int = 1,
@@ -65,7 +74,7 @@ class DetectionData(ResumableData):
         if min(lengths) < 0:
             raise ValueError(f"lengths must be 0 or more, got {min(lengths)}")
         self.name: DatasetName = name
-        self.root = root
+        self.root, self.also_train = root, tuple(also_train)
         self._names = dict(zip(("train", "val", "test"), splits, strict=True))
         self.lengths = dict(zip(("train", "val", "test"), lengths, strict=True))
         self.only_annotated, self.whole_pixels = only_annotated, whole_pixels
@@ -100,7 +109,14 @@ class DetectionData(ResumableData):
             return LookAlikeScenes(split, self.lengths[split], cache=True, transform=transform)
         if self.root is None:
             raise DataError(f"data.root is not set: give the folder of {self.name} with --data.root DIR")
-        root, name = Path(self.root), self._names[split]
+        first = self._files(self.root, split, require_labels, transform)
+        if split != "train" or not self.also_train:
+            return first
+        others = [self._files(root, split, require_labels, transform) for root in self.also_train]
+        return JoinedDetection([first, *others], transform)
+
+    def _files(self, root: str, split: str, require_labels: bool, transform: Transform) -> DetectionDataset:
+        name = self._names[split]
         if self.name == "voc":
             return VOCDetection(
                 root, name, class_names=self.class_names, require_annotations=require_labels, transform=transform
