@@ -315,7 +315,7 @@ def test_any_detector_that_gives_boxes_scores_and_features_can_be_refined() -> N
 
 
 def test_level_pooling_takes_each_box_from_the_level_of_its_size() -> None:
-    pool = MultiScaleRoIPool(2, canonical_size=64)
+    pool = MultiScaleRoIPool((4, 8), output_size=2, canonical_size=64)
     features = {str(i): torch.randn(2, 3, 32 // 2**i, 64 // 2**i) for i in range(2)} | {
         "pool": torch.randn(2, 3, 8, 16)
     }

@@ -162,6 +162,8 @@ class MultiScaleRoIPool(nn.Module):
     """RoI max pooling from the level of a feature pyramid that suits the size of each box.
 
     Args:
+        strides: pixels of the image per pixel of each level, from the finest, each twice the one before. Levels beyond
+            them are for proposals only and not looked at.
         output_size: bins down and across.
         canonical_size: side in pixels from which boxes are pooled from the coarsest level but one.
 
@@ -172,26 +174,22 @@ class MultiScaleRoIPool(nn.Module):
     DCR's official code.
     """
 
-    def __init__(self, output_size: int = 7, canonical_size: int = 224) -> None:
+    def __init__(self, strides: Sequence[int], output_size: int = 7, canonical_size: int = 224) -> None:
         super().__init__()
-        self.output_size, self.canonical_size = output_size, canonical_size
+        self.strides, self.output_size = tuple(strides), output_size
+        finest = self.strides[0].bit_length() - 1
+        last = finest + len(self.strides) - 1
+        self.level_of = LevelMapper(finest, last, canonical_size, last - 1)
 
-    def forward(
-        self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Sequence[tuple[int, int]]
-    ) -> Tensor:
-        levels = [x for name, x in features.items() if name != "pool"]  # the coarsest is for proposals only
-        longest = max(width for _, width in image_shapes)
-        strides = [2 ** round(torch.log2(torch.tensor(longest / x.shape[-1])).item()) for x in levels]
-        lowest = round(torch.log2(torch.tensor(float(strides[0]))).item())
-        mapper = LevelMapper(lowest, lowest + len(levels) - 1, self.canonical_size, lowest + len(levels) - 2)
-        level_of = mapper(boxes)
+    def forward(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        levels = list(features.values())[: len(self.strides)]
+        level_of = self.level_of(boxes)
         joined = torch.cat([torch.cat([x.new_full((len(x), 1), i), x], dim=1) for i, x in enumerate(boxes)])
         joined[:, 3:] -= 1  # the last pixel of a box is one less than its edge
         result = levels[0].new_zeros(len(joined), levels[0].shape[1], self.output_size, self.output_size)
-        for number, (level, stride) in enumerate(zip(levels, strides, strict=True)):
+        for number, (level, stride) in enumerate(zip(levels, self.strides, strict=True)):
             which = (level_of == number).nonzero()[:, 0]
-            pooled = roi_pool(level, joined[which], self.output_size, 1 / stride)
-            result = result.index_put((which,), pooled)
+            result = result.index_put((which,), roi_pool(level, joined[which], self.output_size, 1 / stride))
         return result
 
 
@@ -263,7 +261,7 @@ def _resnet(name: str, num_classes: int, box_pool: str, options: dict[str, Any])
     predictor = ClassAgnosticPredictor(1024, num_classes)
     model = FasterRCNN(backbone, box_predictor=predictor, **options)
     if box_pool == "max":
-        model.roi_heads.box_roi_pool = MultiScaleRoIPool()
+        model.roi_heads.box_roi_pool = MultiScaleRoIPool((4, 8, 16, 32))
     return model
 
 
@@ -292,7 +290,7 @@ def _small(num_classes: int, box_pool: str, options: dict[str, Any]) -> FasterRC
         **options,
     )
     if box_pool == "max":
-        model.roi_heads.box_roi_pool = MultiScaleRoIPool(canonical_size=64)
+        model.roi_heads.box_roi_pool = MultiScaleRoIPool((4, 8), canonical_size=64)
     return model
 
 
