@@ -240,7 +240,11 @@ def test_other_guidance_looks_at_less() -> None:
     assert reacts("global") == (True, False)
     assert reacts("blanked") == (False, True)
     assert reacts("masked") == (True, True)  # convolutions see the surroundings of the object
-    assert small(guidance="none")(query, support, mask).similarity.eq(1).all()
+    alone = small(guidance="none").train()
+    output = alone(query, support, mask)
+    assert output.similarity.eq(1).all()
+    output.logits.sum().backward()
+    assert all(p.grad is not None for p in alone.parameters())  # several processes wait for every gradient
     full = small(guidance="global")(query, support, mask).logits
     torch.testing.assert_close(full, small()(query, support, everything).logits)
     assert small(guidance="blanked")(query, [support[:, 0]], [mask[:, 0]]).logits.shape == (1, 2, 12, 8)

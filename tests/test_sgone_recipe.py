@@ -1,6 +1,7 @@
 """SG-One's recipe under Lightning's trainer: rates, shots, episodes of its data, continuing, and what it refuses."""
 
 import json
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -354,6 +355,21 @@ def test_episodes_of_a_file_and_items_of_a_list_are_evaluated(voc: Path, tmp_pat
         (tmp_path / "wrong.jsonl").write_text(json.dumps(first | change))
         with pytest.raises(DataError, match=reason):
             EpisodeData(root=str(voc), fold=0, episodes=str(tmp_path / "wrong.jsonl")).dataset("test")
+
+
+def test_files_that_are_wrong_are_listed_before_training(
+    voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "voc"
+    shutil.copytree(voc, root)
+    Image.new("L", (110, 108), 99).save(root / "SegmentationClassAug" / "2007_000008.png")
+    (root / "SegmentationClass" / "2007_000002.png").unlink()
+    given = ["--config=sgone_voc", f"--data.root={root}", "--trainer.accelerator=cpu", f"--run_dir={tmp_path / 'run'}"]
+    assert main(["check-data", *given]) == 1
+    listed = capsys.readouterr().out
+    assert f"train: {root}/SegmentationClassAug/2007_000008.png: label value 99 outside the label space" in listed
+    assert f"val: {root}/JPEGImages/2007_000002.jpg: no label file" in listed
+    assert "train: 4 images, 1 problem\n" in listed and "val: 8 images, 1 problem\n" in listed
 
 
 def test_own_classes_in_the_layout_of_voc(voc: Path) -> None:

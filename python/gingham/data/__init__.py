@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gingham.data.cityscapes import Cityscapes
     from gingham.data.coco_detection import CocoDetection
     from gingham.data.detection import DetectionDataset, DetectionItem
+    from gingham.data.episodes import EpisodeDataset, RandomEpisodes
     from gingham.data.labels import IGNORE_INDEX, LabelSpace
     from gingham.data.lip import LIP
     from gingham.data.pascal_context import PascalContext
@@ -23,7 +24,15 @@ if TYPE_CHECKING:
     from gingham.data.segmentation import SegmentationDataset, SegmentationItem
     from gingham.data.voc import VOCSegmentation
     from gingham.data.voc_detection import VOCDetection
-    from gingham.data.wardrobe import CueScenes, Dolls, LookAlikeScenes, PointScenes, ScaleScenes
+    from gingham.data.wardrobe import (
+        CategoryScenes,
+        CueScenes,
+        Dolls,
+        GarmentScenes,
+        LookAlikeScenes,
+        PointScenes,
+        ScaleScenes,
+    )
 
 _HOME = {
     "ADE20K": "ade20k",
@@ -32,8 +41,12 @@ _HOME = {
     "CocoDetection": "coco_detection",
     "DetectionDataset": "detection",
     "DetectionItem": "detection",
+    "EpisodeDataset": "episodes",
+    "RandomEpisodes": "episodes",
+    "CategoryScenes": "wardrobe",
     "CueScenes": "wardrobe",
     "Dolls": "wardrobe",
+    "GarmentScenes": "wardrobe",
     "LookAlikeScenes": "wardrobe",
     "PointScenes": "wardrobe",
     "ScaleScenes": "wardrobe",
@@ -53,16 +66,20 @@ __all__ = [
     "ADE20K",
     "IGNORE_INDEX",
     "LIP",
+    "CategoryScenes",
     "Cityscapes",
     "CocoDetection",
     "CueScenes",
     "DetectionDataset",
     "DetectionItem",
     "Dolls",
+    "EpisodeDataset",
+    "GarmentScenes",
     "LabelSpace",
     "LookAlikeScenes",
     "PascalContext",
     "PointScenes",
+    "RandomEpisodes",
     "ScaleScenes",
     "SegmentationDataset",
     "SegmentationItem",

@@ -46,7 +46,8 @@ class SGOne(
         output_stride: pixels of the image per pixel of the features; "vgg16" has 8.
         guidance: "masked": the method. What it is compared with: "blanked": pixels of the support image outside the
             mask are made the mean colour, and its features averaged over the whole picture; "global": they are
-            averaged over the whole picture as it is; "none": the query is segmented without any support.
+            averaged over the whole picture as it is; "none": the query is segmented without any support, and the layer
+            that makes features to compare is left out.
         guidance_channels: C of the features that are compared.
         side_channels: D of the branch that segments.
         guidance_norm: standardise these features over the batch, by batch normalisation without scale and shift. Not in
@@ -104,7 +105,7 @@ class SGOne(
         self.guidance = guidance
         self.backbone = _backbone(backbone, output_stride, backbone_weights, backbone_options)
         first, second, third = self.backbone.channels
-        self.guidance_layer = nn.Conv2d(third, guidance_channels, 3, padding=1)
+        self.guidance_layer = nn.Conv2d(third, guidance_channels, 3, padding=1) if guidance != "none" else None
         self.guidance_norm = nn.BatchNorm2d(guidance_channels, affine=False) if guidance_norm else nn.Identity()
         self.similarity = MaskedSimilarity(resize=resize, torch_compat=torch_compat)
         self.side3 = nn.Conv2d(first, side_channels, 3, padding=1)
@@ -113,6 +114,8 @@ class SGOne(
         self.refine = nn.Conv2d(side_channels, side_channels, 3, padding=1)
         self.exit = nn.Conv2d(side_channels, 2, 1, padding=1 if legacy_exit_padding else 0)
         for layer in (self.guidance_layer, self.side3, self.side4, self.side5):  # the others keep PyTorch's beginning
+            if layer is None:
+                continue
             nn.init.xavier_uniform_(layer.weight)
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
@@ -122,7 +125,7 @@ class SGOne(
 
     def support(self, support: Maps, mask: Maps) -> tuple[Maps, Maps]:
         """The features [B, K, C, h, w] of supports (or K of them) and the masks under which they are averaged."""
-        if self.guidance == "none":
+        if self.guidance_layer is None:
             return support, mask
         if self.guidance == "blanked":
             support = _each(torch.mul, support, mask)
@@ -135,7 +138,7 @@ class SGOne(
     def compare(self, query: Tensor, features: Maps, mask: Maps) -> SGOneOutput:
         """Segment queries [B, 3, H, W] by what `support` gave, which several queries can share."""
         stages = self.stages(query)
-        if self.guidance == "none":
+        if self.guidance_layer is None:
             similarity = torch.ones_like(stages[0][:, :1])
         else:
             similarity = self.similarity(self._features(stages), features, mask)
@@ -152,6 +155,7 @@ class SGOne(
 
     def _features(self, stages: Sequence[Tensor]) -> Tensor:
         """The features [B, C, h, w] that are compared."""
+        assert self.guidance_layer is not None
         features: Tensor = self.guidance_norm(self.guidance_layer(stages[-1]))
         return features
 
