@@ -453,11 +453,20 @@ __global__ void __launch_bounds__(kThreads) pool_gradients(const __grid_constant
   const S* sums = pass.sums + row * channels;
   S* grad_sums = pass.grad_sums + row * channels;
   S products = 0;
-#pragma unroll 4
-  for (int64_t c = threadIdx.x; c < channels; c += kThreads) {
-    const S grad = to_sum(grad_all[c]);
-    products += grad * sums[c];
-    grad_sums[c] = top * to_sum(grad_top[c]) + all * grad;
+  for (int64_t first = threadIdx.x; first < channels; first += kInFlight * kThreads) {
+    T of_top[kInFlight], of_all[kInFlight];
+    S sum[kInFlight];
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      const int64_t c = first + i * kThreads < channels ? first + i * kThreads : first;
+      of_top[i] = grad_top[c], of_all[i] = grad_all[c], sum[i] = sums[c];
+    }
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      if (first + i * kThreads >= channels) break;
+      products += to_sum(of_all[i]) * sum[i];
+      grad_sums[first + i * kThreads] = top * to_sum(of_top[i]) + all * to_sum(of_all[i]);
+    }
   }
   products = sum_of_block<kWarps>(products, reinterpret_cast<S*>(memory));
   if (threadIdx.x == 0) {
@@ -563,19 +572,20 @@ __global__ void __launch_bounds__(kThreads) apply_to_planes(const __grid_constan
     for (int v = 0; v < kChunk; ++v) factors[v] = pass.factors[frame * frames.positions() + position + v];
     for (int first = lane; first < channels; first += kInFlight * lanes) {
       Chunk<T, kChunk> loaded[kInFlight];
+      S grads[kInFlight];
 #pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
         const int c = first + i * lanes;
         if (c >= channels) continue;
         loaded[i] = *reinterpret_cast<const Chunk<T, kChunk>*>(from + c * pass.features.view.channel_stride);
+        grads[i] = grad_sums[c];
       }
 #pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
         const int c = first + i * lanes;
         if (c >= channels) continue;
-        const S grad = grad_sums[c];
 #pragma unroll
-        for (int v = 0; v < kChunk; ++v) addends[v] = grad;
+        for (int v = 0; v < kChunk; ++v) addends[v] = grads[i];
         *reinterpret_cast<Chunk<T, kChunk>*>(to + c * pass.grad_features.view.channel_stride) =
             applied<T, kChunk>(loaded[i], factors, addends);
       }
