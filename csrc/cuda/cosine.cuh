@@ -4,8 +4,9 @@
 // Channels first, a lane is a pixel and the warps of a block share the channels; channels last, the lanes of a warp are
 // the channels, 16 bytes at a time where memory allows it, and a warp takes some pixels. Backward goes along the other
 // axis, so that each sum over pixels stays in one thread's registers as long as can be: channels first a block takes a
-// few channels of all pixels, channels last a thread takes a few channels of some pixels, whose sums are added up in
-// order by the kernel after it. No atomics: the order of every sum follows from the shape.
+// few channels of all pixels, channels last a block takes all channels of some pixels, whose sums are added up in order
+// by the kernel after it. Loads of several pixels are under way before the first of them is used or anything is stored.
+// No atomics: the order of every sum follows from the shape.
 //
 // V is the type of the prototypes in memory, T or Sum<T>.
 #pragma once
@@ -314,9 +315,12 @@ struct GradientPass {
   const Sum<T>* a;  // [image][prototype][pixel]
   const Sum<T>* b;  // [image][pixel]
   Sum<T>* sums;     // [image][part][prototype][channel]
+  int along;        // threads of a block along the channels, where these are last
 };
 
 constexpr int kGradientWarps = 8, kGradientThreads = kGradientWarps * 32;
+template <int P>
+constexpr int kPixelsAhead = P == 1 ? 4 : 2;
 
 // Channels first: a block takes kChannels channels of all pixels.
 template <class T, class V, int P, int kChannels>
@@ -336,27 +340,45 @@ __global__ void __launch_bounds__(kGradientThreads)
       factors[c][k] = exists ? to_sum(*pass.vectors.at(image, k, first + c)) : S(0);
     }
   }
-#pragma unroll 2
-  for (int64_t pixel = static_cast<int>(threadIdx.x); pixel < pass.pixels; pixel += kGradientThreads) {
-    const S own = pass.b[image * pass.pixels + pixel];
-    S weights[P];
+  constexpr int kAhead = kPixelsAhead<P>;
+  for (int64_t begin = static_cast<int>(threadIdx.x); begin < pass.pixels; begin += kAhead * kGradientThreads) {
+    int64_t from[kAhead], to[kAhead];
+    S own[kAhead], weights[kAhead][P];
+    T x[kAhead][kChannels];
 #pragma unroll
-    for (int k = 0; k < P; ++k) {
-      weights[k] = k < pass.prototypes ? pass.a[(image * pass.prototypes + k) * pass.pixels + pixel] : S(0);
+    for (int i = 0; i < kAhead; ++i) {
+      const int64_t next = begin + i * kGradientThreads, pixel = next < pass.pixels ? next : begin;
+      from[i] = pass.features.offset(pixel), to[i] = pass.grad_features.offset(pixel);
     }
-    const T* from = pass.features.at(image, first, pixel);
-    T* to = pass.grad_features.at(image, first, pixel);
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) {
-      if (first + c >= pass.channels) break;
-      const S x = to_sum(from[c * pass.features.channel]);
-      S gradient = -(own * x);
+    for (int i = 0; i < kAhead; ++i) {
+      const int64_t next = begin + i * kGradientThreads, pixel = next < pass.pixels ? next : begin;
+      own[i] = pass.b[image * pass.pixels + pixel];
 #pragma unroll
       for (int k = 0; k < P; ++k) {
-        gradient += weights[k] * factors[c][k];
-        totals[c][k] += weights[k] * x;
+        weights[i][k] = k < pass.prototypes ? pass.a[(image * pass.prototypes + k) * pass.pixels + pixel] : S(0);
       }
-      to[c * pass.grad_features.channel] = from_sum<T>(gradient);
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+        const int64_t channel = first + c < pass.channels ? first + c : first;
+        x[i][c] = pass.features.data[image * pass.features.image + channel * pass.features.channel + from[i]];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (begin + i * kGradientThreads >= pass.pixels) break;
+      T* pixel = pass.grad_features.data + image * pass.grad_features.image + to[i];
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+        if (first + c >= pass.channels) break;
+        S gradient = -(own[i] * to_sum(x[i][c]));
+#pragma unroll
+        for (int k = 0; k < P; ++k) {
+          gradient += weights[i][k] * factors[c][k];
+          totals[c][k] += weights[i][k] * to_sum(x[i][c]);
+        }
+        pixel[(first + c) * pass.grad_features.channel] = from_sum<T>(gradient);
+      }
     }
   }
 #pragma unroll
@@ -371,54 +393,97 @@ __global__ void __launch_bounds__(kGradientThreads)
   }
 }
 
-constexpr int kChannelThreads = 128;
+// Channels last: how many threads of a block lie along the channels; the others take pixels beside them.
+inline int threads_along(int64_t packs, int threads) {
+  int along = 1;
+  while (along < packs && along < threads) along *= 2;
+  return along;
+}
 
-// Channels last: a thread takes a pack of channels of the pixels of one part.
+// The sums of the block's threads over the same channels, by the first of them. shared: kCount values a thread, free to
+// be used again when the function has returned.
+template <int kCount, class S>
+__device__ void sum_beside(S (&totals)[kCount], int along, int threads, S* shared) {
+  const int thread = static_cast<int>(threadIdx.x);
+  __syncthreads();
+#pragma unroll
+  for (int e = 0; e < kCount; ++e) shared[e * threads + thread] = totals[e];
+  __syncthreads();
+  if (thread >= along) return;
+  for (int other = thread + along; other < threads; other += along) {
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) totals[e] += shared[e * threads + other];
+  }
+}
+
+// Channels last: a block takes some channels of the pixels of one part, a thread a pack of them in every so many
+// pixels.
 template <class T, class V, int P, bool wide>
-__global__ void __launch_bounds__(kChannelThreads)
+__global__ void __launch_bounds__(kGradientThreads)
     gradients_by_channel(const __grid_constant__ GradientPass<T, V> pass) {
   using S = Sum<T>;
-  constexpr int kCount = Pack<T, wide>::kCount;
-  const int64_t groups = (pass.channels + kChannelThreads * kCount - 1) / (kChannelThreads * kCount);
+  GINGHAM_SHARED_MEMORY(memory);
+  constexpr int kCount = Pack<T, wide>::kCount, kAhead = kPixelsAhead<P>;
+  const int thread = static_cast<int>(threadIdx.x), along = pass.along, beside = kGradientThreads / along;
+  const int64_t groups = (pass.channels + along * kCount - 1) / (along * kCount);
   const int64_t group = blockIdx.x % groups, part = blockIdx.x / groups % pass.parts;
   const int64_t image = blockIdx.x / groups / pass.parts;
-  const int64_t c = (group * kChannelThreads + static_cast<int>(threadIdx.x)) * kCount;
-  if (c >= pass.channels) return;
+  const int64_t c = (group * along + thread % along) * kCount;
+  const bool active = c < pass.channels;
   S factors[P][kCount], totals[P][kCount] = {};
 #pragma unroll
   for (int k = 0; k < P; ++k) {
 #pragma unroll
     for (int e = 0; e < kCount; ++e) {
-      factors[k][e] = k < pass.prototypes ? to_sum(*pass.vectors.at(image, k, c + e)) : S(0);
+      factors[k][e] = active && k < pass.prototypes ? to_sum(*pass.vectors.at(image, k, c + e)) : S(0);
     }
   }
-  const int64_t begin = pass.pixels * part / pass.parts, end = pass.pixels * (part + 1) / pass.parts;
-#pragma unroll 4
-  for (int64_t pixel = begin; pixel < end; ++pixel) {
-    const auto from = *reinterpret_cast<const Pack<T, wide>*>(pass.features.at(image, 0, pixel) + c);
-    const S own = pass.b[image * pass.pixels + pixel];
-    S weights[P];
+  const int64_t end = pass.pixels * (part + 1) / pass.parts;
+  const T* features = pass.features.data + image * pass.features.image + c;
+  T* grad_features = pass.grad_features.data + image * pass.grad_features.image + c;
+  for (int64_t begin = pass.pixels * part / pass.parts + thread / along; active && begin < end;
+       begin += kAhead * beside) {
+    int64_t from[kAhead], to[kAhead];
+    Pack<T, wide> packs[kAhead];
+    S own[kAhead], weights[kAhead][P];
 #pragma unroll
-    for (int k = 0; k < P; ++k) {
-      weights[k] = k < pass.prototypes ? pass.a[(image * pass.prototypes + k) * pass.pixels + pixel] : S(0);
+    for (int i = 0; i < kAhead; ++i) {
+      const int64_t pixel = begin + i * beside < end ? begin + i * beside : begin;
+      from[i] = pass.features.offset(pixel), to[i] = pass.grad_features.offset(pixel);
     }
-    Pack<T, wide> to;
 #pragma unroll
-    for (int e = 0; e < kCount; ++e) {
-      const S x = to_sum(from.x[e]);
-      S gradient = -(own * x);
+    for (int i = 0; i < kAhead; ++i) {
+      const int64_t pixel = begin + i * beside < end ? begin + i * beside : begin;
+      packs[i] = *reinterpret_cast<const Pack<T, wide>*>(features + from[i]);
+      own[i] = pass.b[image * pass.pixels + pixel];
 #pragma unroll
       for (int k = 0; k < P; ++k) {
-        gradient += weights[k] * factors[k][e];
-        totals[k][e] += weights[k] * x;
+        weights[i][k] = k < pass.prototypes ? pass.a[(image * pass.prototypes + k) * pass.pixels + pixel] : S(0);
       }
-      to.x[e] = from_sum<T>(gradient);
     }
-    *reinterpret_cast<Pack<T, wide>*>(pass.grad_features.at(image, 0, pixel) + c) = to;
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (begin + i * beside >= end) break;
+      Pack<T, wide> gradients;
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) {
+        const S x = to_sum(packs[i].x[e]);
+        S gradient = -(own[i] * x);
+#pragma unroll
+        for (int k = 0; k < P; ++k) {
+          gradient += weights[i][k] * factors[k][e];
+          totals[k][e] += weights[i][k] * x;
+        }
+        gradients.x[e] = from_sum<T>(gradient);
+      }
+      *reinterpret_cast<Pack<T, wide>*>(grad_features + to[i]) = gradients;
+    }
   }
 #pragma unroll
   for (int k = 0; k < P; ++k) {
     if (k >= pass.prototypes) break;
+    sum_beside(totals[k], along, kGradientThreads, reinterpret_cast<S*>(memory));
+    if (thread >= along || !active) continue;
     S* sums = pass.sums + ((image * pass.parts + part) * pass.prototypes + k) * pass.channels + c;
 #pragma unroll
     for (int e = 0; e < kCount; ++e) sums[e] = totals[k][e];
@@ -431,13 +496,14 @@ inline int64_t gradient_parts(int64_t pixels, bool channels_last) {
 }
 
 template <int P, class T, class V>
-void launch_gradients(const GradientPass<T, V>& pass, bool channels_last, void* stream) {
+void launch_gradients(GradientPass<T, V> pass, bool channels_last, void* stream) {
   if (channels_last) {
     const bool wide = is_wide(pass.features, pass.channels) && is_wide(pass.grad_features, pass.channels);
-    const int64_t of_block = kChannelThreads * (wide ? Pack<T, true>::kCount : 1);
+    const int64_t count = wide ? Pack<T, true>::kCount : 1, packs = (pass.channels + count - 1) / count;
+    pass.along = threads_along(packs, kGradientThreads);
     const auto kernel = wide ? gradients_by_channel<T, V, P, true> : gradients_by_channel<T, V, P, false>;
-    const int64_t groups = (pass.channels + of_block - 1) / of_block;
-    launch(kernel, pass.images * pass.parts * groups, kChannelThreads, 0, stream, pass);
+    launch(kernel, pass.images * pass.parts * ((packs + pass.along - 1) / pass.along), kGradientThreads,
+           kGradientThreads * static_cast<size_t>(count) * sizeof(Sum<T>), stream, pass);
   } else {
     constexpr int kChannels = P == 1 ? 4 : 2;
     launch(gradients_by_pixel<T, V, P, kChannels>, pass.images * ((pass.channels + kChannels - 1) / kChannels),
@@ -466,11 +532,15 @@ __device__ V as_vector(S x) {
   }
 }
 
-// A warp takes 32 channels of a prototype.
+constexpr int kFinishWarps = 8;
+
+// A block takes 32 channels of a prototype; its warps share the parts.
 template <class T, class V>
-__global__ void __launch_bounds__(32) finish_vectors(const __grid_constant__ FinishPass<T, V> pass) {
+__global__ void __launch_bounds__(kFinishWarps * 32, 2) finish_vectors(const __grid_constant__ FinishPass<T, V> pass) {
   using S = Sum<T>;
-  const int lane = static_cast<int>(threadIdx.x);
+  GINGHAM_SHARED_MEMORY(memory);
+  S* shared = reinterpret_cast<S*>(memory);  // [warp][lane]
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int64_t groups = (pass.channels + 31) / 32;
   const int64_t k = blockIdx.x / groups % pass.prototypes, image = blockIdx.x / groups / pass.prototypes;
   const int64_t c = blockIdx.x % groups * 32 + lane;
@@ -479,17 +549,23 @@ __global__ void __launch_bounds__(32) finish_vectors(const __grid_constant__ Fin
     t += pass.t[(image * pass.factor_blocks + block) * pass.prototypes + k];
   }
   t = sum_of_warp(t) * pass.rule.inverse_square(pass.vector_norms[image * pass.prototypes + k]);
-  if (c >= pass.channels) return;
   S total = 0;
-  for (int64_t part = 0; part < pass.parts; ++part) {
-    total += pass.sums[((image * pass.parts + part) * pass.prototypes + k) * pass.channels + c];
+  if (c < pass.channels && warp < pass.parts) {
+    const S* sums = pass.sums + ((image * pass.parts + warp) * pass.prototypes + k) * pass.channels + c;
+    total = sum_of_memory<8>(sums, (pass.parts - warp + kFinishWarps - 1) / kFinishWarps,
+                             kFinishWarps * pass.prototypes * pass.channels);
   }
+  shared[warp * 32 + lane] = total;
+  __syncthreads();
+  if (warp > 0 || c >= pass.channels) return;
+  for (int other = 1; other < kFinishWarps; ++other) total += shared[other * 32 + lane];
   *pass.grad_vectors.at(image, k, c) = as_vector<V>(total - t * to_sum(*pass.vectors.at(image, k, c)));
 }
 
 template <class T, class V>
 void launch_finish(const FinishPass<T, V>& pass, void* stream) {
-  launch(finish_vectors<T, V>, pass.images * pass.prototypes * ((pass.channels + 31) / 32), 32, 0, stream, pass);
+  launch(finish_vectors<T, V>, pass.images * pass.prototypes * ((pass.channels + 31) / 32), kFinishWarps * 32,
+         kFinishWarps * 32 * sizeof(Sum<T>), stream, pass);
 }
 
 }  // namespace gingham::cuda

@@ -33,7 +33,7 @@ struct Forward {
   void run(void* stream) const {
     auto* weights = static_cast<Sum<T>*>(call.weights);
     launch_find_weights<Sum<T>>({supports, weights, plain}, stream);
-    launch_pool<T>({supports, weights, sums, parts}, stream);
+    launch_pool<T>({supports, weights, sums, parts, 1}, stream);
     launch_mean_of_shots<T, T>(
         {supports, parts, plain, sums, static_cast<Sum<T>*>(call.total), static_cast<T*>(call.pooled), nullptr},
         stream);
@@ -56,7 +56,7 @@ struct Backward {
     const auto* totals = static_cast<const Sum<T>*>(call.total);
     const auto* slopes = static_cast<const T*>(call.grad_pooled);
     if (call.grad_features.data) {
-      launch_spread<T, T>({supports, call.grad_features, weights, totals, slopes, 1}, stream);
+      launch_spread<T, T>({supports, call.grad_features, weights, totals, slopes, 1, 1}, stream);
     }
     if (call.grad_mask.data) {
       launch_mask_gradient<T, T>({supports, call.grad_mask, weights, totals, slopes, 1, products, false}, stream);

@@ -45,7 +45,7 @@ struct Forward {
     auto* weights = static_cast<S*>(call.weights);
     auto* prototype = static_cast<S*>(call.prototype);
     launch_find_weights<S>({supports, weights, plain}, stream);
-    launch_pool<T>({supports, weights, sums, parts}, stream);
+    launch_pool<T>({supports, weights, sums, parts, 1}, stream);
     launch_mean_of_shots<T, S>({supports, parts, plain, sums, static_cast<S*>(call.totals), prototype, norms}, stream);
     const int64_t pixels = s.rows * s.columns;
     CosinePass<T, S> pass{};
@@ -127,7 +127,7 @@ struct Backward {
       gradients.sums = sums;
       launch_gradients<1>(gradients, channels_last, stream);
     } else {
-      launch_pool<T>({query, a, sums, parts}, stream);
+      launch_pool<T>({query, a, sums, parts, 1}, stream);
     }
     if (!call.grad_support.data && !call.grad_mask.data) return;
     FinishPass<T, S> finish{};
@@ -145,7 +145,7 @@ struct Backward {
     launch_finish(finish, stream);
     const S scale = S(1) / static_cast<S>(s.shots);
     if (call.grad_support.data) {
-      launch_spread<T, S>({supports, call.grad_support, weights, totals, slopes, scale}, stream);
+      launch_spread<T, S>({supports, call.grad_support, weights, totals, slopes, scale, 1}, stream);
     }
     if (call.grad_mask.data) {
       launch_mask_gradient<T, S>({supports, call.grad_mask, weights, totals, slopes, scale, products, false}, stream);

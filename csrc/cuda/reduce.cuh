@@ -1,9 +1,26 @@
-// Sums over a warp and over a block, in an order that the number of threads alone fixes.
+// Sums over memory, over a warp and over a block, in an order that counts and the number of threads alone fix.
 #pragma once
+
+#include <cstdint>
 
 #include "primitives.cuh"
 
 namespace gingham::cuda {
+
+// The sum of `count` values that lie `stride` apart; kAhead loads are under way at a time. (Where a loaded value is
+// used in a branch, the compiler moves the load there; where it is selected, it stays with the others.)
+template <int kAhead, class T>
+__device__ inline T sum_of_memory(const T* values, int64_t count, int64_t stride) {
+  T sum = 0;
+  for (int64_t first = 0; first < count; first += kAhead) {
+    T loaded[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) loaded[i] = values[(first + i < count ? first + i : first) * stride];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) sum += first + i < count ? loaded[i] : T(0);
+  }
+  return sum;
+}
 
 // Every lane gets the sum.
 template <class T>
