@@ -1,6 +1,6 @@
 // RoI max pooling on CUDA.
 //
-// Forward reads a box's part of the map and writes the output once. Channels first: a warp takes one box on one plane.
+// Forward reads a box's part of the map and writes the output once. Channels first: a warp takes one box on two planes.
 // For some rows of bins at a time its lanes fold neighbouring columns over the rows, which they load side by side, into
 // lines in shared memory, value and row of the first maximum; then a lane takes a bin and folds its line's columns.
 // Channels last: a thread takes 16 bytes of channels of one output, or one channel.
@@ -128,38 +128,51 @@ struct Maximum {
   int32_t row = -1;
 };
 
+constexpr int kPlanes = 2;  // that a warp takes
+
+template <class S>
+struct Maxima {
+  Maximum<S> of_plane[kPlanes];
+
+  __device__ void meet(int plane, S value, int32_t row) {
+    if (value > of_plane[plane].value) of_plane[plane] = {value, row};
+  }
+};
+
 // The next kFolded rows, which may end before where not `all` are wanted: the last is looked at again, and does not
 // beat itself.
 template <bool all, class T>
-__device__ void meet_rows(Maximum<Sum<T>>& maximum, const T*& pixel, int64_t row_stride, int32_t row, int32_t end) {
-  T loaded[kFolded];
+__device__ void meet_rows(Maxima<Sum<T>>& maxima, const T*& pixel, int64_t to_plane, int64_t to_row, int32_t row,
+                          int32_t end) {
+  T loaded[kFolded][kPlanes];
 #pragma unroll
   for (int k = 0; k < kFolded; ++k) {
-    loaded[k] = *pixel;
-    if (all || k + 1 < end - row) pixel += row_stride;
+#pragma unroll
+    for (int q = 0; q < kPlanes; ++q) loaded[k][q] = pixel[q * to_plane];
+    if (all || k + 1 < end - row) pixel += to_row;
   }
 #pragma unroll
   for (int k = 0; k < kFolded; ++k) {
-    const Sum<T> x = to_sum(loaded[k]);
-    if (x > maximum.value) maximum.value = x, maximum.row = row + k;
+#pragma unroll
+    for (int q = 0; q < kPlanes; ++q) maxima.meet(q, to_sum(loaded[k][q]), row + k);
   }
 }
 
 template <class T>
-__device__ Maximum<Sum<T>> fold_column(const T* pixel, int64_t row_stride, Span rows) {
-  Maximum<Sum<T>> maximum;
+__device__ Maxima<Sum<T>> fold_column(const T* pixel, int64_t to_plane, int64_t to_row, Span rows) {
+  Maxima<Sum<T>> maxima;
   int32_t row = rows.begin;
 #pragma unroll 1
-  for (; rows.end - row >= kFolded; row += kFolded) meet_rows<true>(maximum, pixel, row_stride, row, rows.end);
-  if (row < rows.end) meet_rows<false>(maximum, pixel, row_stride, row, rows.end);
-  return maximum;
+  for (; rows.end - row >= kFolded; row += kFolded) meet_rows<true>(maxima, pixel, to_plane, to_row, row, rows.end);
+  if (row < rows.end) meet_rows<false>(maxima, pixel, to_plane, to_row, row, rows.end);
+  return maxima;
 }
 
 constexpr int kLine = 320;  // columns of a warp's lines
 
 template <class S>
 struct Lines {
-  Maximum<S> columns[kLine];
+  Maximum<S> columns[kPlanes][kLine];
   Span column_bins[32], row_bins[32];
   Box<S> box;
 };
@@ -171,13 +184,15 @@ __global__ void __launch_bounds__(kThreads, 4) search_planes(const __grid_consta
   const RoiPoolShape& shape = p.boxes.shape;
   const int lane = lane_of_warp();
   const int64_t unit = static_cast<int64_t>(blockIdx.x) * kWarps + warp_of_block();
-  if (unit >= shape.boxes * p.channels) return;
-  const int64_t n = unit / p.channels, c = unit % p.channels;
+  const int64_t units = ceil_div(p.channels, kPlanes), n = unit / units, c = unit % units * kPlanes;
+  if (n >= shape.boxes) return;
   Lines<S>& lines = reinterpret_cast<Lines<S>*>(memory)[warp_of_block()];
   if (lane == 0) lines.box = p.boxes.at(n);
   synchronize_warp();
 
   const T* plane = p.plane(lines.box.image, c);
+  const int planes = static_cast<int>(smaller(p.channels - c, int64_t{kPlanes}));
+  const int64_t to_plane = planes == kPlanes ? p.features.channel_stride : 0;  // or the same again, not to be written
   const int pooled_rows = static_cast<int>(shape.pooled_rows), pooled_columns = static_cast<int>(shape.pooled_columns);
   for (int first = 0, bins = 0; first < pooled_columns; first += bins) {
     bins = smaller(pooled_columns - first, 32);  // of a line
@@ -190,8 +205,8 @@ __global__ void __launch_bounds__(kThreads, 4) search_planes(const __grid_consta
     for (int i = 0, height = 0; i < pooled_rows; i += height) {
       height = smaller(pooled_rows - i, most);
       if (lane < height) lines.row_bins[lane] = lines.box.rows.of_bin(i + lane);
-      Maximum<S> maximum;
-      int column = -1;
+      Maxima<S> maxima;
+      int column[kPlanes];
       for (int part = left;; part += kLine) {
         synchronize_warp();
         const int size = smaller(right - part, kLine);
@@ -200,31 +215,41 @@ __global__ void __launch_bounds__(kThreads, 4) search_planes(const __grid_consta
           const T* row = plane + rows.begin * p.features.row_stride + part * p.features.column_stride;
 #pragma unroll 1
           for (int x = lane; x < size; x += 32) {
-            lines.columns[l * size + x] = fold_column(row + x * p.features.column_stride, p.features.row_stride, rows);
+            const Maxima<S> folded =
+                fold_column(row + x * p.features.column_stride, to_plane, p.features.row_stride, rows);
+#pragma unroll
+            for (int q = 0; q < kPlanes; ++q) lines.columns[q][l * size + x] = folded.of_plane[q];
           }
         }
         synchronize_warp();
         const int end = line < height ? smaller(columns.end - part, size) : 0;
         for (int x = larger(columns.begin - part, 0); x < end; ++x) {
-          const Maximum<S> other = lines.columns[line * size + x];
-          // In raster order an upper pixel comes first, also from a column on the right.
-          if (other.value > maximum.value || (other.value == maximum.value && other.row < maximum.row)) {
-            maximum = other, column = part + x;
+#pragma unroll
+          for (int q = 0; q < kPlanes; ++q) {
+            const Maximum<S> other = lines.columns[q][line * size + x];
+            Maximum<S>& own = maxima.of_plane[q];
+            // In raster order an upper pixel comes first, also from a column on the right.
+            if (other.value > own.value || (other.value == own.value && other.row < own.row)) {
+              own = other, column[q] = part + x;
+            }
           }
         }
         if (right - part <= kLine) break;
       }
-      if (line < height) {
-        const bool is_empty = columns.is_empty() || lines.row_bins[line].is_empty();
+      const bool is_empty = columns.is_empty() || lines.row_bins[line < height ? line : 0].is_empty();
+#pragma unroll
+      for (int q = 0; q < kPlanes; ++q) {
+        if (q >= planes || line >= height) continue;
+        const Maximum<S>& own = maxima.of_plane[q];
         if (p.output.data) {
-          static_cast<T*>(p.output.data)[offset_in(p.output, n, c, i + line, first + bin)] =
+          static_cast<T*>(p.output.data)[offset_in(p.output, n, c + q, i + line, first + bin)] =
               from_sum<T>(lines.box.image < 0 ? S(NAN)
                           : is_empty          ? S(0)
-                                              : maximum.value);
+                                              : own.value);
         }
         if (p.places.data) {
-          static_cast<int32_t*>(p.places.data)[offset_in(p.places, n, c, i + line, first + bin)] =
-              maximum.row < 0 ? -1 : maximum.row * static_cast<int32_t>(shape.columns) + column;
+          static_cast<int32_t*>(p.places.data)[offset_in(p.places, n, c + q, i + line, first + bin)] =
+              own.row < 0 ? -1 : own.row * static_cast<int32_t>(shape.columns) + column[q];
         }
       }
       synchronize_warp();
@@ -306,8 +331,8 @@ template <class T>
 void search(const Search<T>& pass, void* stream) {
   const RoiPoolShape& shape = pass.boxes.shape;
   if (channels_first(pass.features)) {
-    launch(search_planes<T>, ceil_div(shape.boxes * pass.channels, kWarps), kThreads, kWarps * sizeof(Lines<Sum<T>>),
-           stream, pass);
+    launch(search_planes<T>, ceil_div(shape.boxes * ceil_div(pass.channels, kPlanes), kWarps), kThreads,
+           kWarps * sizeof(Lines<Sum<T>>), stream, pass);
   } else {
     const auto fits = [&](const MapView& map) {
       return is_wide<T>(map.data, {map.batch_stride, map.row_stride, map.column_stride, pass.channels});
