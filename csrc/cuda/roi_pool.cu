@@ -92,9 +92,10 @@ struct Boxes {
   RoiPoolShape shape;
 
   __device__ Box<Number> at(int64_t n) const {
-    const Number* b = data + 5 * n;
-    bool is_valid = b[0] >= 0 && b[0] < Number(shape.batch) && b[0] == floor(b[0]);
-    for (int i = 1; i < 5; ++i) is_valid = is_valid && b[i] - b[i] == 0;  // infinite and NaN are not
+    Number b[5];  // loaded together: & instead of && keeps the loads from waiting for one another
+    for (int i = 0; i < 5; ++i) b[i] = data[5 * n + i];
+    bool is_valid = (b[0] >= 0) & (b[0] < Number(shape.batch)) & (b[0] == floor(b[0]));
+    for (int i = 1; i < 5; ++i) is_valid &= b[i] - b[i] == 0;  // infinite and NaN are not
     if (!is_valid) return {-1, {0, 0, 1}, {0, 0, 1}};
     return {static_cast<int64_t>(b[0]), Axis<Number>::of(b[2], b[4], scale, shape.pooled_rows, shape.rows),
             Axis<Number>::of(b[1], b[3], scale, shape.pooled_columns, shape.columns)};
