@@ -240,6 +240,30 @@ def test_a_split_without_labels_has_no_score(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("skip_absent", [True, False])
+def test_reported_classes_that_occur_nowhere_are_left_out_where_they_shall_be(
+    tmp_path: Path, skip_absent: bool
+) -> None:
+    recipe = CCNetRecipe(NETWORK, report_classes=(1, 6), skip_absent=skip_absent)
+    recipe.predict_classes = lambda images: torch.ones(1, 24, 24, dtype=torch.int64)  # type: ignore[method-assign]
+    label = torch.ones(24, 24, dtype=torch.int64)
+    label[:6] = 2
+    loader = DataLoader([items(1)[0] | {"label": label}])
+    (scores,) = trainer(tmp_path).validate(recipe, loader, verbose=False)
+    assert scores["val_focus_iou"] == pytest.approx(0.75 if skip_absent else 0.375)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_data_module_says_which_classes_mirror(tmp_path: Path) -> None:
+    recipe = CCNetRecipe(NETWORK, mirror_pairs=((0, 1),))
+    assert recipe.mirror_pairs == ((0, 1),)
+    trainer(tmp_path).validate(recipe, DataLoader(items(1)), verbose=False)
+    assert recipe.mirror_pairs == ((0, 1),)
+    trainer(tmp_path).validate(recipe, datamodule=data(), verbose=False)
+    assert recipe.mirror_pairs == ()  # the scenes have none
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_backbone_weights_are_read_for_a_new_training_only(tmp_path: Path) -> None:
     torch.manual_seed(1)
     source = CCNetRecipe(NETWORK).network.backbone.body

@@ -192,9 +192,8 @@ def test_flipping_changes_nothing_for_a_network_that_mirrors() -> None:
     images = torch.randn(2, 3, 31, 24)
     results = {}
     for flip in (False, True):
-        model = recipe(flip=flip).eval()
+        model = recipe(flip=flip, mirror_pairs=((1, 2),)).eval()
         model.network = Mirrored()
-        model.mirror_pairs = ((1, 2),)
         results[flip] = model(images)
     torch.testing.assert_close(results[True], results[False])
     model.mirror_pairs = ()
@@ -268,6 +267,7 @@ def test_right_predictions_score_full_marks_for_the_classes_that_occur(tmp_path:
         {"warp_size": 1},
         {"protocol": "nearest"},
         {"scales": ()},
+        {"mirror_pairs": ((1, 4),)},
         {"optimizer": "sgdx"},
     ],
     ids=str,

@@ -43,7 +43,9 @@ class SegmentationRecipe(NetworkRecipe, ABC):
         tile: side of the tiles in pixels.
         scales: factors of the image size over which logits are averaged in evaluation.
         flip: whether mirrored images are averaged too; classes with a left and a right change places in them.
-        report_classes: class indices whose mean IoU is logged as ``focus_iou``.
+        mirror_pairs: the class indices of each left and its right. A data module that knows its classes overrides them.
+        report_classes: class indices whose mean IoU is logged as ``focus_iou``, with `skip_absent` that of those that
+            occur.
         skip_absent: leave classes that occur nowhere out of the mean IoU.
         boundary_width: pixels on the inner side of a class's outline that the boundary IoU looks at, or None to leave
             it out.
@@ -63,6 +65,7 @@ class SegmentationRecipe(NetworkRecipe, ABC):
         tile: int = 769,
         scales: tuple[float, ...] = (1.0,),
         flip: bool = False,
+        mirror_pairs: tuple[tuple[int, int], ...] = (),
         report_classes: tuple[int, ...] = (),
         skip_absent: bool = False,
         boundary_width: int | None = None,
@@ -79,6 +82,10 @@ class SegmentationRecipe(NetworkRecipe, ABC):
             raise ValueError(
                 f"report_classes must be between 0 and {self.num_classes - 1}, got {tuple(report_classes)}"
             )
+        if not all(0 <= index < self.num_classes for pair in mirror_pairs for index in pair):
+            raise ValueError(
+                f"mirror_pairs must be classes between 0 and {self.num_classes - 1}, got {tuple(mirror_pairs)}"
+            )
         self.evaluation, self.tile, self.scales, self.flip = evaluation, tile, tuple(scales), flip
         self.report_classes = tuple(report_classes)
         self.meters = nn.ModuleDict(
@@ -90,7 +97,7 @@ class SegmentationRecipe(NetworkRecipe, ABC):
             else {split: BoundaryMeter(self.num_classes, width=boundary_width) for split in ("val", "test")}
         )
         #: The classes that change places in a mirrored picture; the data module's, once there is one.
-        self.mirror_pairs: tuple[tuple[int, int], ...] = ()
+        self.mirror_pairs: tuple[tuple[int, int], ...] = tuple(mirror_pairs)
         #: Of "val" and "test", from the last evaluation.
         self.scores: dict[str, SegmentationScores] = {}
         self.boundary_scores: dict[str, BoundaryScores] = {}
@@ -190,7 +197,7 @@ class SegmentationRecipe(NetworkRecipe, ABC):
         for index, iou in enumerate(scores.iou.tolist()):
             self.log(f"{split}_iou/{index:02d}", iou)
         if self.report_classes:
-            focus = scores.iou[list(self.report_classes)].mean()
+            focus = scores.iou[list(self.report_classes)].nanmean()
             self.log(f"{split}_focus_iou", focus, prog_bar=True)
         if split in self.boundary_meters:
             boundary = self.boundary_meters[split]
