@@ -20,12 +20,15 @@ from torch import Tensor, nn
 pytest.importorskip("lightning", reason="training needs the extra: pip install gingham[train]")
 import lightning
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from gingham.cli import main
 from gingham.data.person_warp import PersonAugmentation
 from gingham.data.segmentation import read_soft_label
 from gingham.data.transforms import EvaluationTransform, RandomScaleCropFlip
 from gingham.data.wardrobe import Dolls, write_lip
+from gingham.errors import DataError
+from gingham.methods.pdml.recipe import PDMLRecipe
 from gingham.methods.schp.recipe import SCHPRecipe
 from gingham.methods.schp.schedule import cycles_after, cyclical_rate
 from gingham.methods.schp.self_correction import SelfCorrection, average_parameters, estimate_batch_norm
@@ -374,6 +377,132 @@ def test_the_average_predicts_labels_by_the_corner_rule_of_the_recipe(
     torch.testing.assert_close(refined.labels, (predicted + given) / 2)
 
 
+def schp() -> SCHPRecipe:
+    torch.manual_seed(0)
+    return SCHPRecipe(NETWORK, warp_size=None, learning_rate=0.001)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_plain_loaders_will_do_where_no_labels_are_written(tmp_path: Path) -> None:
+    def run(**options: Any) -> SelfCorrection:
+        correction = SelfCorrection(start=1, cycle=1, warmup=0, **options)
+        loaders = DataLoader(items, 4), DataLoader(items, 4)
+        quiet_trainer(tmp_path, correction, max_epochs=2).fit(schp(), *loaders)
+        return correction
+
+    transform = EvaluationTransform()
+    items = [transform(item) for item in Dolls("train", 8)]
+    assert run(write_labels=False).count == 2
+    with pytest.raises(DataError, match="pictures of a SegmentationData only, got NoneType; set write_labels to false"):
+        run()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_points_are_no_labels_to_refine(tmp_path: Path) -> None:
+    network = {"backbone": "small", "num_classes": 6, "head_channels": 8, "output_stride": 4}
+    scenes = SegmentationData(
+        "wardrobe_points", points="instances", batch_size=4, crop=64, scales=None, lengths=(8, 1, 1)
+    )
+    for supervision in ("points", "labels"):
+        correction = SelfCorrection(start=1, cycle=1, warmup=0, write_labels=False)
+        recipe = PDMLRecipe(network, supervision=supervision)  # type: ignore[arg-type]
+        run = quiet_trainer(tmp_path, correction, max_epochs=2, limit_val_batches=0)
+        if supervision == "points":
+            with pytest.raises(DataError, match="this PDMLRecipe learns none; set refine_labels to false"):
+                run.fit(recipe, scenes)
+        else:
+            run.fit(recipe, scenes)
+            assert correction.count == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_that_cannot_be_written_is_named_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    steps: list[int] = []
+    monkeypatch.setattr(SCHPRecipe, "training_step", lambda *_: steps.append(1))
+    for folder, readable in ((tmp_path / "file" / "labels", True), (tmp_path / "closed", False)):
+        monkeypatch.setattr(os, "access", lambda *_, readable=readable: readable)
+        correction = SelfCorrection(start=1, cycle=1, warmup=0, labels_dir=str(folder))
+        with pytest.raises(DataError, match=f"{folder}: no labels can be written there .*labels_dir"):
+            quiet_trainer(tmp_path, correction, max_epochs=2).fit(schp(), dolls())
+    assert not steps
+
+
+def test_a_training_too_short_for_a_cycle_says_so(tmp_path: Path) -> None:
+    for epochs, start in ((1, 2), (2, 2)):
+        correction = SelfCorrection(start=start, cycle=1, warmup=0, write_labels=False)
+        run = quiet_trainer(tmp_path, correction, max_epochs=epochs, limit_val_batches=0, accumulate_grad_batches=3)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run.fit(schp(), dolls())
+        said = [text for warning in caught if "self-correction never begins" in (text := str(warning.message))]
+        assert len(said) == (correction.count == 0) == (epochs < start)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_average_is_evaluated_before_the_first_validation_and_within_the_limit(tmp_path: Path) -> None:
+    class Count(lightning.Callback):
+        def on_train_epoch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+            known.append("val_average_miou" in trainer.callback_metrics)
+
+    seen, known = 0, []
+
+    class Watched(SCHPRecipe):
+        def predict_classes(self, images: Tensor) -> Tensor:
+            nonlocal seen
+            seen += len(images)
+            return super().predict_classes(images)
+
+    def run(limit: Any, **options: Any) -> None:
+        recipe = Watched(NETWORK, warp_size=None)
+        correction = SelfCorrection(start=1, cycle=1, warmup=0, write_labels=False)
+        trainer = quiet_trainer(tmp_path, correction, max_epochs=2, limit_val_batches=limit, **options)
+        trainer.callbacks.append(Count())
+        trainer.fit(recipe, dolls())
+
+    run(3, check_val_every_n_epoch=2)  # one picture a batch
+    assert known == [False, True] and seen == 3 * 3
+    run(0)
+    assert known[2:] == [False, False] and seen == 3 * 3
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_cycles_are_of_the_precision_of_the_training(tmp_path: Path, precision: Any) -> None:
+    for refinement in ("online", "offline"):
+        folder = tmp_path / refinement
+        correction = SelfCorrection(
+            start=1,
+            cycle=1,
+            warmup=0,
+            refinement=refinement,  # type: ignore[arg-type]
+            labels_dir=str(folder),
+        )
+        run = quiet_trainer(tmp_path, correction, max_epochs=2, precision=precision)
+        run.fit(schp(), dolls())
+        assert run.callback_metrics["loss"].isfinite() and run.callback_metrics["val_average_miou"] > 0
+        assert len(list((folder / "cycle_2").glob("*.png"))) == 8
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_labels_of_pictures_in_subfolders_go_to_subfolders(tmp_path: Path) -> None:
+    root = tmp_path / "LIP"
+    for split, count in (("train", 8), ("val", 4)):
+        write_lip(root, Dolls(split, count))
+        for kind in ("images", "segmentations"):
+            (root / f"{split}_{kind}").rename(root / "moved")
+            (root / f"{split}_{kind}").mkdir()
+            (root / "moved").rename(root / f"{split}_{kind}" / "part")
+        names = (root / f"{split}_id.txt").read_text().split()
+        (root / f"{split}_id.txt").write_text("".join(f"part/{name}\n" for name in names))
+    data = SegmentationData("lip", str(root), classes="wardrobe_dolls", batch_size=4, crop=(64, 32), scales=None)
+    correction = SelfCorrection(start=1, cycle=1, warmup=0, refinement="offline")
+    quiet_trainer(tmp_path, correction, max_epochs=2, limit_val_batches=0).fit(schp(), data)
+    assert len(list((tmp_path / "LIP-refined" / "cycle_2" / "part").glob("*.png"))) == 8
+
+
 @pytest.mark.slow
 def test_it_works_on_ccnet_by_configuration_alone(tmp_path: Path) -> None:
     callback = json.dumps(
@@ -396,6 +525,8 @@ def test_it_works_on_ccnet_by_configuration_alone(tmp_path: Path) -> None:
     "options",
     [
         {"refinement": "both"},
+        {"refine_labels": False, "refinement": "offline"},
+        {"refinement": "offline", "write_labels": False},
         {"start": 0},
         {"cycle": 0},
         {"warmup": -1},

@@ -116,6 +116,10 @@ class SegmentationRecipe(NetworkRecipe, ABC):
             refined: labels to learn in place of the given ones, or None.
         """
 
+    def learns_labels(self) -> bool:
+        """Whether the loss is of the labels of pixels, so that refined ones can take their place."""
+        return True
+
     def corners_align(self, size: tuple[int, int] | torch.Size) -> bool:
         """Whether maps of images of this size (H, W) are resized with aligned corners, everywhere in the method."""
         return True

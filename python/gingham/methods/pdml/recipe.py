@@ -211,6 +211,9 @@ class PDMLRecipe(SegmentationRecipe):
             }
         )
 
+    def learns_labels(self) -> bool:
+        return self.supervision == "labels"
+
     def corners_align(self, size: tuple[int, int] | torch.Size) -> bool:
         return bool(self.network.align_corners)
 

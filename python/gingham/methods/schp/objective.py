@@ -125,8 +125,8 @@ def edge_loss(logits: Tensor, edges: Tensor) -> Tensor:
     """
     check_labels(logits, edges, 0, same_size=True)  # nothing is ignored
     logits = widened(logits)
-    share = edges.sum() / max(1, edges.numel())
-    weights = torch.stack([share, 1 - share]).to(logits.dtype)
+    share = edges.sum().to(logits.dtype) / max(1, edges.numel())
+    weights = torch.stack([share, 1 - share])
     total = F.cross_entropy(logits, edges, weight=weights, reduction="sum")
     # The sum of the weights is 0 or, since both kinds occur, 1 or more.
     return total / (2 * share * (1 - share) * edges.numel()).clamp(min=1)
@@ -181,7 +181,7 @@ def refined_labels(
         logits = widened(upsample_logits(teacher_logits.detach(), labels.shape[-2:], align_corners=align_corners))
         if blend == "logits":
             return ((1 - alpha) * logits + alpha * onehot).softmax(dim=1)
-        share = torch.where(ignored, 0.0, alpha).to(logits.dtype)[:, None]
+        share = alpha * (~ignored)[:, None].to(logits.dtype)
         return (1 - share) * logits.softmax(dim=1) + share * onehot
 
 

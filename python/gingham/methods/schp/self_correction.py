@@ -13,8 +13,12 @@ for each epoch:
 from __future__ import annotations
 
 import copy
+import errno
+import math
 import os
+from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +26,7 @@ import lightning
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -29,6 +34,7 @@ from gingham.data.segmentation import SegmentationDataset, read_soft_label, writ
 from gingham.errors import DataError
 from gingham.methods.schp.objective import refined_labels
 from gingham.methods.schp.schedule import cycles_after, cyclical_rate
+from gingham.methods.segmentation_data import SegmentationData
 from gingham.methods.segmentation_recipe import Refinement, SegmentationRecipe
 
 
@@ -95,10 +101,12 @@ class SelfCorrection(Callback):
         self.start, self.cycle, self.warmup, self.lowest, self.peak = start, cycle, warmup, lowest, peak
         if refinement not in ("online", "offline"):
             raise ValueError(f"refinement must be 'online' or 'offline', got {refinement!r}")
-        if refinement == "offline" and refine_labels and not write_labels:
+        if refinement == "offline" and not refine_labels:
+            raise ValueError("refinement must be 'online' where refine_labels is false, got 'offline'")
+        if refinement == "offline" and not write_labels:
             raise ValueError("write_labels must be true: offline refinement keeps its labels in files")
         self.schedule, self.average_weights, self.refine_labels = schedule, average_weights, refine_labels
-        self.offline = refinement == "offline" and refine_labels
+        self.offline = refinement == "offline"
         self.estimate_batch_norm = estimate_batch_norm
         self.labels_dir, self.write_labels = labels_dir, write_labels and refine_labels
         self.count = 0  # snapshots in the average
@@ -118,22 +126,31 @@ class SelfCorrection(Callback):
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not isinstance(pl_module, SegmentationRecipe):
             raise DataError(f"self-correction works with segmentation recipes, got {type(pl_module).__name__}")
+        if self.refine_labels and not pl_module.learns_labels():
+            raise DataError(
+                f"self-correction refines the labels of pixels, and this {type(pl_module).__name__} learns none; "
+                "set refine_labels to false"
+            )
         if self._loaded is not None:
             self.average = _teacher(pl_module)
             self.average.load_state_dict(self._loaded)
             self._loaded = None
-        if self.write_labels and trainer.ckpt_path is None:
-            folder = self._labels_folder(trainer)
-            if folder.is_dir() and any(folder.iterdir()):
-                raise DataError(
-                    f"{folder}: holds refined labels of another run; delete them, or name another folder as labels_dir"
-                )
+        if self.write_labels:
+            self._prepare_labels_folder(trainer)
         pl_module.refine = partial(self._refine, pl_module)
         if self.offline and self.count:
             self._use_soft_labels(trainer)
         self._official = getattr(pl_module, "semantics", "corrected") == "official"
 
     # ------------------------------------------------------------------------------------------ training
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        steps_of_an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        if trainer.estimated_stepping_batches < self.start * steps_of_an_epoch:
+            rank_zero_warn(
+                f"self-correction never begins: it starts after epoch {self.start}, and the training ends before; "
+                "lower start or raise trainer.max_epochs"
+            )
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         if not self.schedule:
@@ -185,9 +202,10 @@ class SelfCorrection(Callback):
         average_parameters(self.average, pl_module.network, share)
         self.count += 1
         if self.estimate_batch_norm:
-            with torch.random.fork_rng(devices=[pl_module.device] if pl_module.device.type == "cuda" else []):
+            devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+            with torch.random.fork_rng(devices=devices), trainer.precision_plugin.forward_context():
                 torch.manual_seed(self.count)  # of dropout
-                estimate_batch_norm(self.average, _images(trainer.train_dataloader, pl_module.device))
+                estimate_batch_norm(self.average, _images(trainer, pl_module.device))
         self.average.eval()
         student, pl_module.network = pl_module.network, self.average
         try:
@@ -209,16 +227,18 @@ class SelfCorrection(Callback):
 
     def _evaluate(self, trainer: lightning.Trainer, pl_module: SegmentationRecipe) -> None:
         """Log the mean IoU of the average, which is in the place of the recipe's network, on the validation split."""
-        loader = trainer.val_dataloaders
-        if loader is None:
+        if not trainer.enable_validation:
             return
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()  # before the first validation there is no loader
+        loader: Any = trainer.val_dataloaders
+        (limit,) = trainer.num_val_batches
         meter: Any = pl_module.meters["val"]
         was_training = pl_module.training
         pl_module.eval()
-        with torch.no_grad():
-            for batch in loader:
-                batch = {name: x.to(pl_module.device) if isinstance(x, Tensor) else x for name, x in batch.items()}
-                meter.update(pl_module.predict_classes(batch["image"]), batch["label"])
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            for batch in islice(loader, None if math.isinf(limit) else int(limit)):
+                images = trainer.precision_plugin.convert_input(batch["image"].to(pl_module.device))
+                meter.update(pl_module.predict_classes(images), batch["label"].to(pl_module.device))
         pl_module.train(was_training)
         pl_module.log("val_average_miou", meter.compute().miou)
         meter.reset()
@@ -241,6 +261,28 @@ class SelfCorrection(Callback):
             return Path(root).resolve().with_name(f"{Path(root).resolve().name}-refined")
         return Path(trainer.log_dir or trainer.default_root_dir) / "refined_labels"
 
+    def _prepare_labels_folder(self, trainer: lightning.Trainer) -> None:
+        """Find out before training, and not after the epochs before the first cycle, whether labels can be written."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, SegmentationData):
+            raise DataError(
+                "refined labels can be written for the pictures of a SegmentationData only, got "
+                f"{type(data).__name__}; set write_labels to false"
+            )
+        folder = self._labels_folder(trainer)
+        if trainer.ckpt_path is None and folder.is_dir() and any(folder.iterdir()):
+            raise DataError(
+                f"{folder}: holds refined labels of another run; delete them, or name another folder as labels_dir"
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise DataError(
+                f"{folder}: no labels can be written there ({error.strerror}); name another folder as labels_dir"
+            ) from error
+
     def _use_soft_labels(self, trainer: lightning.Trainer) -> None:
         trainer.strategy.barrier()  # until every process has written its share
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -251,20 +293,20 @@ class SelfCorrection(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         dataset: SegmentationDataset = data.dataset("train")
         folder = self._labels_folder(trainer) / f"cycle_{self.count}"
-        folder.mkdir(parents=True, exist_ok=True)
         alpha = 1 / (self.count + 1)
         was_training = pl_module.training
         pl_module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
             for index in range(trainer.global_rank, len(dataset), trainer.world_size):
                 item = data.evaluate(dataset.read(index))
+                (folder / item["name"]).parent.mkdir(parents=True, exist_ok=True)  # names may have folders
                 label = item["label"][None].to(pl_module.device)
-                logits = pl_module(item["image"][None].to(pl_module.device))
+                logits = pl_module(trainer.precision_plugin.convert_input(item["image"][None].to(pl_module.device)))
                 soft = refined_labels(logits, label, alpha, blend=self._blend)[0].cpu()
                 if self.offline:
                     if self.count > 1:
                         before = folder.with_name(f"cycle_{self.count - 1}") / f"{item['name']}.npz"
-                        kept = read_soft_label(before, dataset.num_classes, item["label"]) / 255
+                        kept = read_soft_label(before, dataset.num_classes, item["label"]).float() / 255
                         soft = (1 - alpha) * kept + alpha * logits[0].softmax(0).cpu()
                     write_soft_label(folder / f"{item['name']}.npz", soft)
                 refined = soft.argmax(0).masked_fill(item["label"] == dataset.ignore_index, dataset.ignore_index)
@@ -341,5 +383,7 @@ def estimate_batch_norm(network: nn.Module, batches: Any) -> None:
     network.train(was_training)
 
 
-def _images(loader: Any, device: torch.device) -> Any:
-    return (batch["image"].to(device) for batch in loader)
+def _images(trainer: lightning.Trainer, device: torch.device) -> Iterator[Tensor]:
+    loader: Any = trainer.train_dataloader
+    for batch in loader:
+        yield trainer.precision_plugin.convert_input(batch["image"].to(device))
