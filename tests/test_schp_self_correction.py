@@ -337,7 +337,7 @@ def test_weights_alone_and_labels_alone(tmp_path: Path, monkeypatch: pytest.Monk
     assert torch.equal(average["fusion.0.weight"], student["network.fusion.0.weight"])
 
 
-def quiet_trainer(folder: Path, correction: SelfCorrection, **options: Any) -> lightning.Trainer:
+def quiet_trainer(folder: Path, correction: lightning.Callback, **options: Any) -> lightning.Trainer:
     warnings.filterwarnings("ignore")
     defaults: dict[str, Any] = {
         "accelerator": "cpu",
@@ -375,6 +375,31 @@ def test_the_average_predicts_labels_by_the_corner_rule_of_the_recipe(
     predicted = nn.functional.interpolate(logits, crop, mode="bilinear", align_corners=aligned).softmax(1)
     given = nn.functional.one_hot(batch["label"], 8).movedim(-1, 1)
     torch.testing.assert_close(refined.labels, (predicted + given) / 2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_schedule_alone_changes_nothing_but_the_learning_rate(tmp_path: Path) -> None:
+    """Neither the weights nor the batch-norm statistics that the training ends with."""
+    options = {"average_weights": False, "refine_labels": False, "estimate_batch_norm": False}
+    alone = SelfCorrection(start=2, cycle=1, warmup=1, **options)  # type: ignore[arg-type]
+
+    class Rates(lightning.Callback):
+        def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+            epoch = trainer.current_epoch
+            factor = cyclical_rate(epoch, peak=1.0, low=0.01, warmup=1, start=2, cycle=1, cycle_peak=0.5)
+            for group in trainer.optimizers[0].param_groups:
+                group["lr"] = group["initial_lr"] * factor
+
+    trained = []
+    for callback in (alone, Rates()):
+        recipe = schp()
+        run = quiet_trainer(tmp_path, callback, max_epochs=4)
+        run.fit(recipe, dolls())
+        trained.append(recipe.network.state_dict())
+        assert run.callback_metrics.get("val_average_miou", 0.0) in (0.0, run.callback_metrics["val_miou"])
+    assert alone.count == 3
+    for name, value in trained[1].items():
+        assert torch.equal(trained[0][name], value), name
 
 
 def schp() -> SCHPRecipe:

@@ -10,6 +10,7 @@ _RECIPE = "model.init_args."
 _NETWORK = _RECIPE + "network."
 _CALLBACK = "trainer.callbacks.0.init_args."
 _NO_LABEL_FILES = {_CALLBACK + "write_labels": False}
+_NO_AVERAGE = {_CALLBACK + "average_weights": False, _CALLBACK + "estimate_batch_norm": False}
 
 
 @dataclass(frozen=True)
@@ -154,16 +155,19 @@ DEMOS = {
         config="schp_world",
         arms={
             "base": {"trainer.callbacks": []},
+            "schedule only": {_CALLBACK + "refine_labels": False, **_NO_AVERAGE},
             "weights only": {_CALLBACK + "refine_labels": False},
-            "labels only": {_CALLBACK + "average_weights": False, **_NO_LABEL_FILES},
+            "labels only": {**_NO_AVERAGE, **_NO_LABEL_FILES},
             "both": _NO_LABEL_FILES,
             "clean labels": {"trainer.callbacks": [], "data.init_args.noise": False},
         },
         scores=(Score("mIoU", "miou"), Score("boundary IoU", "boundary_iou"), Score("accuracy", "pixel_accuracy")),
         comparisons=(
             Comparison("both", "base", floor=1.5),
-            Comparison("weights only", "base"),
-            Comparison("labels only", "base"),
+            Comparison("schedule only", "base"),
+            Comparison("weights only", "schedule only"),
+            Comparison("labels only", "schedule only"),
+            Comparison("both", "schedule only"),
             Comparison("both", "weights only"),
         ),
         bounds=("clean labels",),

@@ -43,7 +43,8 @@ class SelfCorrection(Callback):
 
     When training ends, the recipe's network has the weights of the average. On the way, the average of each cycle is
     written as ``checkpoints/cycle_N.ckpt`` of the run and evaluated as ``val_average_miou``, beside the ``val_miou`` of
-    the network in training. Everything that a killed run needs to go on is in its checkpoints.
+    the network in training, which is what ``last.ckpt`` holds and ``best.ckpt`` is chosen by. Everything that a killed
+    run needs to go on is in its checkpoints.
 
     Args:
         start: epochs before the first average, 1 or more.
@@ -52,13 +53,15 @@ class SelfCorrection(Callback):
         lowest: factor on the recipe's learning rate at the end of a descent, 0 to 1.
         peak: factor on the recipe's learning rate at the beginning of a cycle, 0 to 1.
         schedule: False leaves the learning rate to the recipe.
-        average_weights: False takes the weights of the latest cycle in place of the mean.
+        average_weights: False takes the network of the latest cycle in place of the mean. With `refine_labels` and
+            `estimate_batch_norm` False too, the learning rates are all that is left of the method.
         refine_labels: False trains on the given labels in the cycles too.
         refinement: "online", a batch's labels are mixed with what the average predicts for its augmented pictures; or
             "offline", once a cycle, the labels of the last cycle with what it predicts for the whole pictures:
             labels <- (cycle labels + prediction) / (cycle + 1). The soft labels are then files in the folder of the
             refined ones, one byte a class and pixel before compression.
-        estimate_batch_norm: False leaves the average the batch-norm statistics of the first weights.
+        estimate_batch_norm: False leaves the average the batch-norm statistics of the first network, or without
+            `average_weights` those of the latest.
         labels_dir: where the refined labels of each cycle are written, as label images of the data set's own values, so
             that people can look at them; by default beside the data set, in a folder of its name and "-refined", or for
             the embedded world in the folder of the run. The given labels are never touched. It must not hold labels of
@@ -198,8 +201,10 @@ class SelfCorrection(Callback):
             return
         if self.average is None:
             self.average = _teacher(pl_module)
-        share = 1 / (self.count + 1) if self.average_weights else 1.0
-        average_parameters(self.average, pl_module.network, share)
+        if self.average_weights:
+            average_parameters(self.average, pl_module.network, 1 / (self.count + 1))
+        else:
+            self.average.load_state_dict(pl_module.network.state_dict())
         self.count += 1
         if self.estimate_batch_norm:
             devices = [pl_module.device] if pl_module.device.type == "cuda" else []
