@@ -134,7 +134,6 @@ class NetworkRecipe(lightning.LightningModule):
         if self.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self.device)
         checkpoint["random_states"] = states
-        checkpoint["network_options"] = self.network_options
         checkpoint["optimizer"] = self.optimizer
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -26,12 +26,7 @@ class PDMLOutput(NamedTuple):
     auxiliary: Tensor | None  # [B, K, h, w], in training only
 
 
-class PDML(
-    PretrainedModel,
-    repo_url="https://arxiv.org/abs/1811.02233",
-    paper_url="https://arxiv.org/abs/1811.02233",
-    pipeline_tag="image-segmentation",
-):
+class PDML(PretrainedModel, paper_url="https://arxiv.org/abs/1811.02233", pipeline_tag="image-segmentation"):
     """Scene parsing with features that can be compared across images.
 
     Nothing of the architecture is confirmed; all of it is an option. The defaults are PSPNet with ResNet-101 and output
