@@ -3,6 +3,7 @@
 import json
 import math
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,20 @@ def test_a_score_that_is_to_fall_has_a_claim_of_its_own(errors: list[float], ver
     assert first.endswith("; at least +2.0 claimed: shown")
     assert second.startswith(f"with - without, errors, %: {errors[0] - 100:+.1f} ")
     assert second.endswith(f"; at most -15.0 claimed: {verdict}")
+
+
+def test_a_score_is_told_to_its_own_decimals() -> None:
+    chosen = DEMOS["pdml"]
+    first = {"mIoU": 30.0, "purity": 58.0, "distance ratio": 1.31, "seconds": 9.0}
+    scores = {Run("points", 0): first, Run("metric and extension", 0): first | {"distance ratio": 1.524}}
+    assert demo._table(chosen, scores)[2:] == [
+        "| points | 30.0 | 30.0 | - | 58.0 | 1.31 | 9 |",
+        "| metric and extension | 30.0 | 30.0 | - | 58.0 | 1.52 | 9 |",
+    ]
+    claim = Comparison("metric and extension", "points", score="distance ratio")
+    ratio = replace(chosen, comparisons=(claim,))
+    (line,) = demo._comparison_lines(ratio, demo._differences(ratio, scores))
+    assert line == "metric and extension - points, distance ratio: +0.21; mean +0.21, median +0.21"
 
 
 def test_a_baseline_of_zero_has_no_relative_difference() -> None:

@@ -298,16 +298,17 @@ def _heading(demo: Demo, command: str, machine: Mapping[str, str], settings: Map
 
 def _table(demo: Demo, results: Mapping[Run, Mapping[str, float]]) -> list[str]:
     """One row an arm: the first score by seed, its mean and spread, the means of the others."""
-    first, *others = [score.title for score in demo.scores]
-    columns = [f"{first} by seed", "mean", "spread", *others, "training, s"]
+    first, *others = demo.scores
+    columns = [f"{first.title} by seed", "mean", "spread", *(score.title for score in others), "training, s"]
     lines = [f"| arm | {' | '.join(columns)} |", "| --- " * (1 + len(columns)) + "|"]
     for arm in [name for name in demo.arms if any(run.arm == name for run in results)]:
-        scores = [scores for run, scores in results.items() if run.arm == arm]
-        values = [score[first] for score in scores]
-        spread = f"{statistics.stdev(values):.1f}" if len(values) > 1 else "-"
-        cells = [" ".join(f"{x:.1f}" for x in values), f"{statistics.mean(values):.1f}", spread]
-        cells += [f"{statistics.mean(score[title] for score in scores):.1f}" for title in others]
-        cells.append(f"{statistics.mean(score['seconds'] for score in scores):.0f}")
+        measured = [scores for run, scores in results.items() if run.arm == arm]
+        values, places = [scores[first.title] for scores in measured], first.decimals
+        spread = f"{statistics.stdev(values):.{places}f}" if len(values) > 1 else "-"
+        cells = [" ".join(f"{x:.{places}f}" for x in values), f"{statistics.mean(values):.{places}f}", spread]
+        for score in others:
+            cells.append(f"{statistics.mean(scores[score.title] for scores in measured):.{score.decimals}f}")
+        cells.append(f"{statistics.mean(scores['seconds'] for scores in measured):.0f}")
         name = f"{arm} (upper bound)" if arm in demo.bounds else arm
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
@@ -318,10 +319,11 @@ def _comparison_lines(demo: Demo, differences: Mapping[str, Mapping[str, Any]]) 
     for comparison in demo.comparisons:
         if (difference := differences.get(comparison.name)) is None:
             continue
-        text = f"{comparison.name}: " + " ".join(f"{x:+.1f}" for x in difference["by_seed"])
-        text += f"; mean {difference['mean']:+.1f}, median {difference['median']:+.1f}"
+        places = 1 if comparison.relative else demo.score_of(comparison).decimals
+        text = f"{comparison.name}: " + " ".join(f"{x:+.{places}f}" for x in difference["by_seed"])
+        text += f"; mean {difference['mean']:+.{places}f}, median {difference['median']:+.{places}f}"
         if difference["interval_95"] is not None:
-            text += ", 95 % interval {:+.1f} to {:+.1f}".format(*difference["interval_95"])
+            text += ", 95 % interval " + " to ".join(f"{x:+.{places}f}" for x in difference["interval_95"])
         lines.append(text + _verdict(comparison, difference, falls=demo.score_of(comparison).lower_is_better))
     return lines
 

@@ -20,13 +20,15 @@ class Score:
     Args:
         title: in the table.
         metric: what follows ``test_`` in the name of the metric that it shows.
-        factor: what the metric is multiplied by.
+        factor: what the metric is multiplied by; 100 for shares.
+        decimals: places after the point.
         lower_is_better: whether claims are that it falls.
     """
 
     title: str
     metric: str
     factor: float = 100.0
+    decimals: int = 1
     lower_is_better: bool = False
 
 
@@ -226,7 +228,11 @@ DEMOS = {
             "metric and extension": {},
             "all labels": {_RECIPE + "metric": None, _RECIPE + "extension": None, _RECIPE + "supervision": "labels"},
         },
-        scores=(Score("mIoU", "miou"), Score("purity", "purity"), Score("distance ratio, x100", "distance_ratio")),
+        scores=(
+            Score("mIoU", "miou"),
+            Score("purity", "purity"),
+            Score("distance ratio", "distance_ratio", 1.0, decimals=2),
+        ),
         comparisons=(
             Comparison("metric and extension", "points", floor=3.0),
             Comparison("metric across images", "points", floor=3.0),
