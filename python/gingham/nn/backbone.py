@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gingham.errors import CheckpointError, GinghamError
 from gingham.nn.checkpoint import load_state_dict, read_state_dict
+from gingham.nn.convolution import convolution
 
 
 class BackboneError(GinghamError, ValueError):
@@ -141,8 +142,7 @@ class SmallNetwork(nn.Module):
             self.strides.append(stride)
             layers: list[nn.Module] = []
             for index in range(depth if self.stages else 1):
-                convolution = nn.Conv2d(channels, width, 3, stride=1 if index else step, padding=1, bias=False)
-                layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+                layers += convolution(channels, width, 3, stride=1 if index else step)
                 channels = width
             self.stages.append(nn.Sequential(*layers))
 
@@ -239,9 +239,9 @@ def _dilate_first_blocks(network: Any) -> None:
     """Give the first block of each stage the dilation of the blocks that follow."""
     for name, stage in network.items():
         if name.startswith("layer"):
-            *_, dilation = (convolution.dilation for convolution in _spatial_convolutions(stage[-1]))
-            for convolution in _spatial_convolutions(stage[0]):
-                convolution.dilation = convolution.padding = dilation
+            *_, dilation = (spatial.dilation for spatial in _spatial_convolutions(stage[-1]))
+            for spatial in _spatial_convolutions(stage[0]):
+                spatial.dilation = spatial.padding = dilation
 
 
 def _spatial_convolutions(block: nn.Module) -> Iterator[nn.Conv2d]:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gingham.nn.activation import Activation, make_activation
+from gingham.nn.activation import Activation
+from gingham.nn.convolution import convolution
 
 
 class PyramidPooling(nn.Module):
@@ -62,19 +63,10 @@ class PyramidPooling(nn.Module):
         if not bins or min(bins) < 1:
             raise ValueError(f"bins must be one or more numbers of at least 1, got {tuple(bins)}")
         self.stages = nn.ModuleList(
-            nn.Sequential(
-                nn.AdaptiveAvgPool2d(size),
-                nn.Conv2d(in_channels, branch_channels, 1, bias=False),
-                nn.BatchNorm2d(branch_channels),
-                make_activation(activation),
-            )
+            nn.Sequential(nn.AdaptiveAvgPool2d(size), *convolution(in_channels, branch_channels, activation=activation))
             for size in bins
         )
-        self.bottleneck = nn.Sequential(
-            nn.Conv2d(in_channels + len(bins) * branch_channels, out_channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            make_activation(activation),
-        )
+        self.bottleneck = convolution(in_channels + len(bins) * branch_channels, out_channels, 3, activation=activation)
         self.bins = tuple(bins)
         self.align_corners, self.input_first = align_corners, input_first
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gingham.nn.activation import Activation, make_activation
 from gingham.nn.backbone import Backbone
+from gingham.nn.convolution import convolution
 from gingham.nn.criss_cross_attention import RecurrentCrissCrossAttention
 from gingham.nn.pretrained import PretrainedModel
 
@@ -167,11 +168,11 @@ class CrissCrossHead(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        self.conva = _convolution(in_channels, channels, activation)
+        self.conva = convolution(in_channels, channels, 3, activation=activation)
         self.cca = RecurrentCrissCrossAttention(channels, loops=loops, shared=shared)
-        self.convb = _convolution(channels, channels, activation)
+        self.convb = convolution(channels, channels, 3, activation=activation)
         self.bottleneck = nn.Sequential(
-            *_convolution(in_channels + channels, channels, activation),
+            *convolution(in_channels + channels, channels, 3, activation=activation),
             nn.Dropout2d(dropout),
             nn.Conv2d(channels, num_classes, 1),
         )
@@ -180,11 +181,3 @@ class CrissCrossHead(nn.Module):
         context = self.cca(self.conva(features))
         logits = self.bottleneck(torch.cat([features, self.convb(context)], dim=1))
         return logits, context
-
-
-def _convolution(in_channels: int, out_channels: int, activation: Activation) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        make_activation(activation),
-    )

@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gingham.nn.activation import Activation, make_activation
+from gingham.nn.activation import Activation
 from gingham.nn.backbone import Backbone
+from gingham.nn.convolution import convolution
 from gingham.nn.pretrained import PretrainedModel
 from gingham.nn.pyramid_pooling import PyramidPooling
 
@@ -137,9 +138,7 @@ class PDML(PretrainedModel, paper_url="https://arxiv.org/abs/1811.02233", pipeli
             self.classifier = DilatedClassifier(channels, num_classes)
         self.auxiliary = (
             nn.Sequential(
-                nn.Conv2d(auxiliary_in, auxiliary_channels, 3, padding=1, bias=False),
-                nn.BatchNorm2d(auxiliary_channels),
-                make_activation(activation),
+                *convolution(auxiliary_in, auxiliary_channels, 3, activation=activation),
                 nn.Dropout2d(dropout),
                 _classifier(nn.Conv2d(auxiliary_channels, num_classes, 1)),
             )

@@ -5,6 +5,7 @@ code; the network before its augmentation is CE2P, Ruan et al., https://arxiv.or
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gingham.nn.backbone import Backbone
+from gingham.nn.convolution import convolution
 from gingham.nn.pretrained import PretrainedModel
 from gingham.nn.pyramid_pooling import PyramidPooling
 
 _STAGES = 4  # x2, x3, x4, x5 of the papers
+_convolution = partial(convolution, activation="leaky_relu")
 
 
 class ParsingOutput(NamedTuple):
@@ -198,14 +201,6 @@ class EdgeBranch(nn.Module):
         edges = [self.detect(first), *(_resized(self.detect(feature), size) for feature in others)]
         features = [first, *(_resized(feature, size) for feature in others)]
         return self.combine(torch.cat(edges, dim=1)), torch.cat(features, dim=1)
-
-
-def _convolution(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.LeakyReLU(0.01, inplace=True),
-    )
 
 
 def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gingham.errors import CheckpointError
 from gingham.nn.backbone import Backbone, BackboneError
+from gingham.nn.convolution import convolution
 from gingham.nn.pretrained import PretrainedModel
 
 Psi = Literal["identity", "softmax"]
@@ -145,7 +146,7 @@ class SPGNet(PretrainedModel, paper_url="https://arxiv.org/abs/1908.09798", pipe
             for index, encoder in enumerate(encoders)
         )
         self.transitions = nn.ModuleList(
-            _convolution(decoder_channels, encoders[0].stem_channels) for _ in range(stages - 1)
+            convolution(decoder_channels, encoders[0].stem_channels) for _ in range(stages - 1)
         )
         _initialize(self.transitions)
         # Last, so that with one seed all other weights begin alike, with gates and without.
@@ -307,7 +308,7 @@ class EncoderDecoder(nn.Module):
         self.aggregation = nn.ModuleList(
             CrossStageAggregation(width, decoder_channels) for width in (channels if aggregation else ())
         )
-        self.laterals = nn.ModuleList(_convolution(width, decoder_channels) for width in channels)
+        self.laterals = nn.ModuleList(convolution(width, decoder_channels) for width in channels)
         self.pooling = ImagePooling(channels[-1], decoder_channels, norm=pooling_norm) if image_pooling else None
         self.blocks = nn.ModuleList(Bottleneck(decoder_channels, decoder_channels // 4) for _ in channels)
         classify = nn.Conv2d(decoder_channels, num_classes, 1)
@@ -354,8 +355,8 @@ class CrossStageAggregation(nn.Module):
 
     def __init__(self, channels: int, decoder_channels: int) -> None:
         super().__init__()
-        self.of_encoded = _convolution(channels, channels)
-        self.of_decoded = _convolution(decoder_channels, channels)
+        self.of_encoded = convolution(channels, channels)
+        self.of_decoded = convolution(decoder_channels, channels)
 
     def forward(self, features: Tensor, encoded: Tensor, decoded: Tensor) -> Tensor:
         added: Tensor = features + self.of_encoded(encoded) + self.of_decoded(decoded)
@@ -430,28 +431,17 @@ def _encoder(name: str, deep_stem: bool, weights: str | None, options: dict[str,
 def _small_encoder(widths: Sequence[int] = (16, 32, 64, 64), depth: int = 1) -> _Encoder:
     if len(widths) != 4 or min(widths) < 1 or depth < 1:
         raise BackboneError(f"backbone small takes four widths and a depth, 1 or more each, got {widths} and {depth}")
-    stem = nn.Sequential(*_small_layer(3, widths[0], stride=2))
+    stem = convolution(3, widths[0], 3, stride=2)
     levels = nn.ModuleList()
     channels = widths[0]
     for number, width in enumerate(widths):
-        layers = _small_layer(channels, width, stride=2 if number else 1)
+        layers = list(convolution(channels, width, 3, stride=2 if number else 1))
         for _ in range(depth - 1):
-            layers += _small_layer(width, width)
+            layers += convolution(width, width, 3)
         levels.append(nn.Sequential(*layers))
         channels = width
     _initialize([stem, levels])
     return _Encoder(stem, levels, widths[0], list(widths), 16)
-
-
-def _small_layer(in_channels: int, out_channels: int, *, stride: int = 1) -> list[nn.Module]:
-    convolution = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-    return [convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
-
-
-def _convolution(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)
-    )
 
 
 def _initialize(parts: Iterable[nn.Module]) -> None:
