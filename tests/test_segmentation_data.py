@@ -150,6 +150,23 @@ def test_points_that_lie_on_other_classes_are_refused(tmp_path: Path) -> None:
         SegmentationData(**options).setup("fit")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"classes": "lip"}, "classes is an option of the data sets on disk, not of wardrobe; leave it out"),
+        ({"root": "/data"}, "root is an option of the data sets on disk, not of wardrobe"),
+        ({"name": "wardrobe_scales", "noise": False}, "noise is an option of wardrobe_dolls, not of wardrobe_scales"),
+        ({"name": "lip", "noise": False}, "noise is an option of wardrobe_dolls, not of lip"),
+        ({"point_crop": True}, "point_crop is an option of trainings from points"),
+        ({"augmentation": "person", "scales": (0.5, 2.0, 0.1)}, "scales is an option of the augmentation 'crop'"),
+    ],
+    ids=str,
+)
+def test_options_that_would_do_nothing_are_refused(options: dict[str, object], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        SegmentationData(**options)  # type: ignore[arg-type]
+
+
 def test_own_classes_are_read_in_a_published_layout(tmp_path: Path) -> None:
     write_lip(tmp_path, Dolls("train", 2))
     names = ("background", "left a", "right a", "b", "c", "d", "e", "f")

@@ -80,6 +80,8 @@ _LABELS = {
     "person_part": PERSON_PART_LABELS,
 }
 
+_SCALES = (0.7, 2.1, 0.1)
+
 _NORMALIZATIONS: dict[str, Callable[[], Normalize]] = {
     "imagenet": imagenet_normalize,
     "imagenet_bgr": partial(imagenet_normalize, channels="BGR"),
@@ -138,14 +140,21 @@ class SegmentationData(ResumableData):
         point_crop: cut training crops where at least one point is.
         workers: processes that load data.
         seed: of order, augmentation and drawn points, any whole number.
-        lengths: the world only: pictures in train, val and test.
+        lengths: of the world: pictures in train, val and test. Data sets on disk are as long as they are.
         noise: "wardrobe_dolls" only: whether the labels of the training split are noisy.
         classes: of the files, where they are not those of `name`: the name of another data set, or names of your own
             for the values 0, 1, ... of which "left ..." and "right ..." change places in mirrored pictures.
 
     Raises:
-        ValueError: a number outside its range.
+        ValueError: a number outside its range, an unknown name, or an option that would do nothing with the others.
         DataError: when a split is opened: `root` is missing, or not what the reader expects.
+
+    Source: the layouts are those of the data sets; the crop and the scales are CCNet's.
+
+    Example:
+        >>> data = SegmentationData("wardrobe_dolls", crop=(64, 32), scales=None, lengths=(4, 2, 2))
+        >>> next(iter(data.train_dataloader()))["image"].shape
+        torch.Size([2, 3, 64, 32])
     """
 
     def __init__(
@@ -155,7 +164,7 @@ class SegmentationData(ResumableData):
         batch_size: int = 2,
         evaluation_batch_size: int = 1,
         crop: int | tuple[int, int] = 769,
-        scales: tuple[float, float, float] | None = (0.7, 2.1, 0.1),
+        scales: tuple[float, float, float] | None = _SCALES,
         augmentation: Literal["crop", "person"] = "crop",
         flip: float = 0.5,
         normalization: Literal["imagenet", "imagenet_bgr", "bgr"] = "imagenet",
@@ -182,6 +191,16 @@ class SegmentationData(ResumableData):
             raise ValueError("points cannot be augmented with augmentation 'person'; take 'crop'")
         if points == "instances" and name != "wardrobe_points":
             raise ValueError(f"points 'instances' are those of wardrobe_points, got them for {name}")
+        embedded, on_disk = name not in _READERS, f"the data sets on disk, not of {name}"
+        for option, does_nothing, owner in (
+            ("root", embedded and root is not None, on_disk),
+            ("classes", embedded and classes is not None, on_disk),
+            ("noise", name != "wardrobe_dolls" and not noise, f"wardrobe_dolls, not of {name}"),
+            ("point_crop", point_crop and points is None, "trainings from points"),
+            ("scales", augmentation == "person" and scales not in (None, _SCALES), "the augmentation 'crop'"),
+        ):
+            if does_nothing:
+                raise ValueError(f"{option} is an option of {owner}; leave it out")
         self.name: DatasetName = name
         self.root = root
         self.lengths, self.noise = dict(zip(("train", "val", "test"), lengths, strict=True)), noise
