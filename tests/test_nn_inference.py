@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gingham.nn.inference import multi_scale_flip, sliding_window, whole_image
+from gingham.nn.inference import mirror_channels, multi_scale_flip, sliding_window, whole_image
 
 
 class Output(NamedTuple):
@@ -164,6 +164,12 @@ def test_wrong_arguments_are_named(infer, text: str) -> None:
 def test_images_must_be_floating_batches(infer) -> None:
     with pytest.raises(ValueError, match=r"images must be floating \[B, C, H, W\], got torch.uint8 \[3, 8, 8\]"):
         infer(coarse, torch.zeros(3, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("pair", [(1, 4), (-1, 0)])
+def test_pairs_without_channels_are_named(pair: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=r"mirror_pairs must be below the 4 channels, got \("):
+        mirror_channels(torch.zeros(4, 2, 2), (pair,))
 
 
 def test_left_and_right_change_places_in_the_mirrored_prediction(images: Tensor) -> None:

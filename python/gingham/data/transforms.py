@@ -66,13 +66,39 @@ class Normalize(v2.Transform):
 
 
 def imagenet_normalize(channels: Literal["RGB", "BGR"] = "RGB") -> Normalize:
-    """By ImageNet's mean and standard deviation: RGB as timm's and torchvision's weights expect, BGR as SCHP's do."""
+    """By ImageNet's mean and standard deviation, as timm's and torchvision's weights expect it.
+
+    Args:
+        channels: the order in which the network wants the channels: "BGR" for SCHP's official weights.
+
+    Returns:
+        The transform.
+
+    Raises:
+        ValueError: an unknown order.
+
+    Source: torchvision's references; SCHP's official code.
+
+    Example:
+        >>> imagenet_normalize("BGR").mean
+        (103.53, 116.28, 123.675)
+    """
     mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-    return Normalize(mean, std) if channels == "RGB" else Normalize(mean[::-1], std[::-1], channels="BGR")
+    return Normalize(mean, std) if channels == "RGB" else Normalize(mean[::-1], std[::-1], channels=channels)
 
 
 def bgr_mean_normalize() -> Normalize:
-    """BGR minus the mean, not divided: CCNet's official code and the weights converted from it."""
+    """BGR minus the mean, not divided, as weights converted from CCNet's official code expect it.
+
+    Returns:
+        The transform.
+
+    Source: CCNet's official code.
+
+    Example:
+        >>> bgr_mean_normalize().std
+        (1.0, 1.0, 1.0)
+    """
     return Normalize((104.00698793, 116.66876762, 122.67891434), channels="BGR")
 
 

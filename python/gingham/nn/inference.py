@@ -143,7 +143,17 @@ def multi_scale_flip(
 
 
 def mirror_channels(maps: Tensor, mirror_pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """Exchange the channels [..., K, H, W] of the classes of each pair, as a mirrored picture needs it; no pixel moves.
+    """Exchange the channels of the classes of each pair, as a mirrored picture needs it; no pixel moves.
+
+    Args:
+        maps: [..., K, H, W].
+        mirror_pairs: indices below K of a left and its right.
+
+    Returns:
+        [..., K, H, W].
+
+    Raises:
+        ValueError: a pair that has no channel.
 
     Example:
         >>> mirror_channels(torch.arange(4).reshape(4, 1, 1), ((1, 2),)).flatten()
@@ -151,6 +161,8 @@ def mirror_channels(maps: Tensor, mirror_pairs: Sequence[tuple[int, int]]) -> Te
     """
     order = list(range(maps.shape[-3]))
     for left, right in mirror_pairs:
+        if not (0 <= left < len(order) and 0 <= right < len(order)):
+            raise ValueError(f"mirror_pairs must be below the {len(order)} channels, got {(left, right)}")
         order[left], order[right] = right, left
     return maps[..., order, :, :] if mirror_pairs else maps
 

@@ -86,12 +86,17 @@ def extend_labels(
 
 
 def surest_pixels(extended: ExtendedLabels, most: int, *, ignore_index: int = 255) -> tuple[Tensor, Tensor, Tensor]:
-    """The surest pseudo-labelled pixels of each class and image: indices of image, row and column, each [M].
+    """The surest pseudo-labelled pixels of each class and image.
 
     Args:
         extended: pseudo labels.
         most: pixels of a class in an image, 1 or more.
         ignore_index: label of pixels without one.
+
+    Returns:
+        Indices of image, row and column, each [M] int64, in the order of the pixels.
+
+    Source: ours; that extended pixels join the metric is not confirmed.
 
     Example:
         >>> extended = ExtendedLabels(torch.tensor([[[1, 1, 0, 255]]]), torch.tensor([[[0.91, 0.95, 0.93, 0.0]]]))
@@ -114,6 +119,17 @@ def nearest_cells(
         size: (H, W) of the image.
         cells: (h, w) of the map.
         align_corners: how the image lies on the map.
+
+    Returns:
+        Rows 0 to h - 1 and columns 0 to w - 1, each [M] int64.
+
+    Source: the inverse of the resizing of `gingham.nn.segmentation_loss.upsample_logits`.
+
+    Example:
+        >>> from gingham.methods.pdml.objective import pool_points
+        >>> pool = pool_points(torch.tensor([[[0.0, 0.0, 7.0], [1.0, 3.0, 2.0]]]))
+        >>> [index.tolist() for index in nearest_cells(pool, (4, 8), (2, 4))]
+        [[0, 1], [3, 1]]
     """
     nearest = []
     for position, extent, count in ((pool.y, size[0], cells[0]), (pool.x, size[1], cells[1])):

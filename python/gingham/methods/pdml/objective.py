@@ -392,6 +392,12 @@ def gather_rows(rows: Tensor) -> Tensor:
 
     Returns:
         [sum of M, ...].
+
+    Source: ours, so that the metric is across all images of a step; the paper is silent on several processes.
+
+    Example:
+        >>> gather_rows(torch.tensor([[1.0, 2.0]]))  # a single process
+        tensor([[1., 2.]])
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
@@ -416,6 +422,11 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
     Args:
         total: scalar, of this process.
         count: scalar, of this process.
+
+    Returns:
+        Scalar, with the gradient of `total`.
+
+    Source: ours; DistributedDataParallel takes the mean of the gradients of all processes.
 
     Example:
         >>> global_mean(torch.tensor(6.0), torch.tensor(4)), global_mean(torch.tensor(0.0), torch.tensor(0))

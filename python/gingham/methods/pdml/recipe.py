@@ -62,6 +62,13 @@ class DistanceMetric:
 
     Raises:
         ValueError: a number outside its range, an unknown name, or options that do not go together.
+
+    Source: that there is a metric across images is confirmed; its form, weight and memory are not.
+
+    Example:
+        >>> metric = DistanceMetric("contrastive", margin=0.5)
+        >>> metric(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])).loss
+        tensor(0.)
     """
 
     form: Literal["triplet", "contrastive", "prototype"] = "triplet"
@@ -120,6 +127,12 @@ class LabelExtension:
 
     Raises:
         ValueError: a number outside its range.
+
+    Source: an "online extension" is known by name only; the rule and its numbers are ours.
+
+    Example:
+        >>> LabelExtension(threshold=0.6).begin
+        0.4
     """
 
     weight: float = 1.0
@@ -168,6 +181,13 @@ class PDMLRecipe(SegmentationRecipe):
     Raises:
         ValueError: an argument outside its range, or arguments that do not fit together.
         BackboneError: a backbone that does not exist or does not have an option.
+
+    Source: the file's head says what of it is confirmed.
+
+    Example:
+        >>> recipe = PDMLRecipe({"backbone": "small", "num_classes": 6, "output_stride": 4}, metric=DistanceMetric())
+        >>> recipe.eval()(torch.randn(1, 3, 32, 48)).shape
+        torch.Size([1, 6, 32, 48])
     """
 
     def __init__(

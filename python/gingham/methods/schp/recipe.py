@@ -57,6 +57,14 @@ class SCHPRecipe(SegmentationRecipe):
     Raises:
         ValueError: an argument outside its range.
         BackboneError: a backbone that does not exist or does not have an option.
+
+    Source: the official code.
+
+    Example:
+        >>> import torch
+        >>> recipe = SCHPRecipe({"backbone": "small", "num_classes": 8, "output_stride": 4}, warp_size=64)
+        >>> recipe.eval()(torch.randn(1, 3, 40, 30)).shape
+        torch.Size([1, 8, 40, 30])
     """
 
     def __init__(

@@ -351,6 +351,11 @@ class CrossStageAggregation(nn.Module):
         features and encoded [B, channels, h, w], decoded [B, decoder_channels, h, w] -> [B, channels, h, w].
 
     Source: Li et al., Rethinking on Multi-Stage Networks for Human Pose Estimation, https://arxiv.org/abs/1901.00148.
+
+    Example:
+        >>> add = CrossStageAggregation(8, 16)
+        >>> add(torch.randn(2, 8, 5, 9), torch.randn(2, 8, 5, 9), torch.randn(2, 16, 5, 9)).shape
+        torch.Size([2, 8, 5, 9])
     """
 
     def __init__(self, channels: int, decoder_channels: int) -> None:

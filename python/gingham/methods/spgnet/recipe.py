@@ -35,6 +35,13 @@ class SPGNetRecipe(SegmentationRecipe):
         ValueError: an argument outside its range, or a gate whose prediction nothing would train: with
             ``detach_guidance``, every stage needs a weight above 0.
         BackboneError: a backbone that does not exist or does not have an option.
+
+    Source: that every stage's prediction has a loss is inferred from the paper; its schedule is not known.
+
+    Example:
+        >>> recipe = SPGNetRecipe({"backbone": "small", "num_classes": 7, "decoder_channels": 16})
+        >>> recipe.eval()(torch.randn(1, 3, 40, 64)).shape
+        torch.Size([1, 7, 40, 64])
     """
 
     network: SPGNet
