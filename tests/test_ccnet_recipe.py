@@ -1,7 +1,6 @@
 """CCNet's recipe under Lightning's trainer: schedule, groups, evaluation, and what it refuses."""
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from gingham.errors import CheckpointError, DataError
 from gingham.methods.ccnet.recipe import CCNetRecipe
 from gingham.methods.segmentation_data import SegmentationData
 from gingham.nn.segmentation_loss import HardPixels
+from trainings import trainer
 
 NETWORK: dict[str, Any] = {
     "backbone": "small",
@@ -30,21 +30,6 @@ NETWORK: dict[str, Any] = {
     "output_stride": 4,
     "backbone_options": {"widths": [4, 4, 4]},
 }
-
-
-def trainer(folder: Path, **options: Any) -> lightning.Trainer:
-    warnings.filterwarnings("ignore")
-    defaults = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "default_root_dir": folder,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        "enable_progress_bar": False,
-        "use_distributed_sampler": False,
-    }
-    return lightning.Trainer(**defaults | options)
 
 
 def data(**options: Any) -> SegmentationData:

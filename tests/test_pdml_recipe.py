@@ -25,6 +25,7 @@ from gingham.methods.segmentation_recipe import Refinement
 from gingham.metrics import SegmentationMeter
 from gingham.metrics.embedding_purity import EmbeddingPurity
 from gingham.nn.point_sampling import sample_at_points
+from trainings import trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,22 +38,6 @@ NETWORK: dict[str, Any] = {
     "dropout": 0.0,
     "backbone_options": {"widths": [8, 8, 8]},
 }
-
-
-def trainer(folder: Path, **options: Any) -> lightning.Trainer:
-    warnings.filterwarnings("ignore")
-    defaults: dict[str, Any] = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "default_root_dir": folder,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        "enable_progress_bar": False,
-        "use_distributed_sampler": False,
-        "num_sanity_val_steps": 0,
-    }
-    return lightning.Trainer(**defaults | options)
 
 
 def train_loader(count: int = 8, batch: int = 4) -> DataLoader[Any]:
@@ -215,6 +200,40 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -
     trainer(tmp_path, max_epochs=4, **options).fit(second, data(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     for (name, one), other in zip(whole.state_dict().items(), second.state_dict().values(), strict=True):
         torch.testing.assert_close(one, other, msg=name)
+
+
+@pytest.mark.cuda
+@pytest.mark.filterwarnings("ignore")
+def test_training_on_a_gpu_fills_the_memory_extends_labels_and_goes_on(tmp_path: Path) -> None:
+    def made() -> PDMLRecipe:
+        return recipe(
+            {"metric_channels": 4, "auxiliary": True, "auxiliary_channels": 4},
+            metric=DistanceMetric(warmup_epochs=1, memory=2),
+            extension=LabelExtension(begin=0.3, threshold=0.1, metric_pixels=1),
+            purity_pixels=1,
+        )
+
+    first = made()
+    run = trainer(tmp_path, accelerator="gpu", max_epochs=2)
+    run.fit(first, train_loader(), val_loader())
+    assert first.memory is not None and first.memory.pushed.sum() > 0
+    assert run.callback_metrics["loss"].isfinite() and run.callback_metrics["extension_coverage"] > 0
+    assert 0 <= run.callback_metrics["val_purity"] <= 1
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    second, before = made(), int(first.memory.pushed.sum())
+    run = trainer(tmp_path, accelerator="gpu", max_epochs=3)
+    run.fit(second, train_loader(), val_loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert second.memory is not None and second.memory.pushed.sum() > before
+    device = run.strategy.root_device
+    batch = {name: value.to(device) for name, value in next(iter(train_loader())).items() if name != "name"}
+    second.to(device).eval()
+    output = second.network(batch["image"])
+    points = pool_points(batch["points"])
+    there = sample_at_points(output.logits, *points[:3], (64, 64)).cpu()
+    second.cpu()
+    points = pool_points(batch["points"].cpu())
+    here = sample_at_points(second.network(batch["image"].cpu()).logits, *points[:3], (64, 64))
+    torch.testing.assert_close(there, here, rtol=0.01, atol=0.01)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader
 pytest.importorskip("lightning", reason="training needs the extra: pip install gingham[train]")
 import lightning
 
+import trainings
 from gingham.cli.options import config_file
 from gingham.methods.schp.geometry import IMAGENET_BLACK, warp_from_network, warp_to_network
 from gingham.methods.schp.network import ParsingOutput
@@ -25,6 +25,7 @@ from gingham.methods.schp.recipe import SCHPRecipe
 from gingham.methods.segmentation_data import SegmentationData
 from gingham.methods.segmentation_recipe import Refinement
 from gingham.nn.inference import whole_image
+from trainings import trainer
 
 NETWORK: dict[str, Any] = {
     "backbone": "small",
@@ -38,32 +39,8 @@ NETWORK: dict[str, Any] = {
 }
 
 
-def trainer(folder: Path, **options: Any) -> lightning.Trainer:
-    warnings.filterwarnings("ignore")
-    defaults = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "default_root_dir": folder,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        "enable_progress_bar": False,
-        "use_distributed_sampler": False,
-    }
-    return lightning.Trainer(**defaults | options)
-
-
-def items(count: int, size: tuple[int, int] = (32, 24)) -> list[dict[str, Tensor]]:
-    """Pictures whose class is their colour, in four quadrants, with a strip that is ignored."""
-    generator = torch.Generator().manual_seed(0)
-    colours = torch.tensor([[2.0, 0, 0], [0, 2.0, 0], [0, 0, 2.0], [-1.0, -1.0, 2.0]])
-    found = []
-    for _ in range(count):
-        quadrants = torch.randint(0, 4, (1, 1, 2, 2), generator=generator).float()
-        label = F.interpolate(quadrants, size, mode="nearest")[0, 0].long()
-        image = colours[label].permute(2, 0, 1) + 0.3 * torch.randn(3, *size, generator=generator)
-        found.append({"image": image, "label": label.index_fill(0, torch.tensor([0, 1]), 255)})
-    return found
+def items(count: int) -> list[dict[str, Tensor]]:
+    return trainings.items(count, (32, 24), ignored_rows=2)
 
 
 def recipe(**options: Any) -> SCHPRecipe:

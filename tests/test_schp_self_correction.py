@@ -34,6 +34,7 @@ from gingham.methods.schp.schedule import cycles_after, cyclical_rate
 from gingham.methods.schp.self_correction import SelfCorrection, average_parameters, estimate_batch_norm
 from gingham.methods.segmentation_data import SegmentationData
 from gingham.methods.spgnet.recipe import SPGNetRecipe
+from trainings import trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -70,6 +71,15 @@ def test_averages_come_after_the_start_and_after_every_cycle() -> None:
     due = [epochs for epochs in range(1, 151) if cycles_after(epochs) > cycles_after(epochs - 1)]
     assert due == [100, 110, 120, 130, 140, 150]
     assert [cycles_after(epochs) for epochs in due] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("options", [{"start": 0}, {"cycle": 0}, {"warmup": -1}, {"start": 5, "warmup": 6}], ids=str)
+def test_epochs_outside_their_range_are_named(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=f"^{list(options)[-1]} must be "):
+        cyclical_rate(120, **options)  # type: ignore[arg-type]
+    if "warmup" not in options:
+        with pytest.raises(ValueError, match=f"^{list(options)[-1]} must be "):
+            cycles_after(120, **options)
 
 
 # --- the average ------------------------------------------------------------------------------------------------------
@@ -337,21 +347,6 @@ def test_weights_alone_and_labels_alone(tmp_path: Path, monkeypatch: pytest.Monk
     assert torch.equal(average["fusion.0.weight"], student["network.fusion.0.weight"])
 
 
-def quiet_trainer(folder: Path, correction: lightning.Callback, **options: Any) -> lightning.Trainer:
-    warnings.filterwarnings("ignore")
-    defaults: dict[str, Any] = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "default_root_dir": folder,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        "enable_progress_bar": False,
-        "num_sanity_val_steps": 0,
-    }
-    return lightning.Trainer(callbacks=[correction], **defaults | options)
-
-
 def dolls(**options: Any) -> SegmentationData:
     sizes: dict[str, Any] = {"batch_size": 4, "crop": (64, 32), "scales": None, "lengths": (8, 4, 4)}
     return SegmentationData("wardrobe_dolls", **sizes | options)
@@ -366,7 +361,7 @@ def test_the_average_predicts_labels_by_the_corner_rule_of_the_recipe(
     network = {"backbone": "small", "num_classes": 8, "decoder_channels": 8}
     recipe = SPGNetRecipe(network | {"backbone_options": {"widths": [8, 8, 8, 8]}})
     correction = SelfCorrection(start=1, cycle=1, warmup=0, write_labels=False)
-    quiet_trainer(tmp_path, correction, max_epochs=1, limit_val_batches=0).fit(recipe, dolls(crop=crop))
+    trainer(tmp_path, callbacks=[correction], max_epochs=1, limit_val_batches=0).fit(recipe, dolls(crop=crop))
     assert correction.average is not None and recipe.refine is not None
     batch: Any = {"image": torch.randn(2, 3, *crop), "label": torch.randint(8, (2, *crop))}
     refined = recipe.refine(batch)
@@ -393,7 +388,7 @@ def test_the_schedule_alone_changes_nothing_but_the_learning_rate(tmp_path: Path
     trained = []
     for callback in (alone, Rates()):
         recipe = schp()
-        run = quiet_trainer(tmp_path, callback, max_epochs=4)
+        run = trainer(tmp_path, callbacks=[callback], max_epochs=4)
         run.fit(recipe, dolls())
         trained.append(recipe.network.state_dict())
         assert run.callback_metrics.get("val_average_miou", 0.0) in (0.0, run.callback_metrics["val_miou"])
@@ -412,7 +407,7 @@ def test_plain_loaders_will_do_where_no_labels_are_written(tmp_path: Path) -> No
     def run(**options: Any) -> SelfCorrection:
         correction = SelfCorrection(start=1, cycle=1, warmup=0, **options)
         loaders = DataLoader(items, 4), DataLoader(items, 4)
-        quiet_trainer(tmp_path, correction, max_epochs=2).fit(schp(), *loaders)
+        trainer(tmp_path, callbacks=[correction], max_epochs=2).fit(schp(), *loaders)
         return correction
 
     transform = EvaluationTransform()
@@ -431,7 +426,7 @@ def test_points_are_no_labels_to_refine(tmp_path: Path) -> None:
     for supervision in ("points", "labels"):
         correction = SelfCorrection(start=1, cycle=1, warmup=0, write_labels=False)
         recipe = PDMLRecipe(network, supervision=supervision)  # type: ignore[arg-type]
-        run = quiet_trainer(tmp_path, correction, max_epochs=2, limit_val_batches=0)
+        run = trainer(tmp_path, callbacks=[correction], max_epochs=2, limit_val_batches=0)
         if supervision == "points":
             with pytest.raises(DataError, match="this PDMLRecipe learns none; set refine_labels to false"):
                 run.fit(recipe, scenes)
@@ -451,14 +446,16 @@ def test_a_folder_that_cannot_be_written_is_named_before_training(
         monkeypatch.setattr(os, "access", lambda *_, readable=readable: readable)
         correction = SelfCorrection(start=1, cycle=1, warmup=0, labels_dir=str(folder))
         with pytest.raises(DataError, match=f"{folder}: no labels can be written there .*labels_dir"):
-            quiet_trainer(tmp_path, correction, max_epochs=2).fit(schp(), dolls())
+            trainer(tmp_path, callbacks=[correction], max_epochs=2).fit(schp(), dolls())
     assert not steps
 
 
 def test_a_training_too_short_for_a_cycle_says_so(tmp_path: Path) -> None:
     for epochs, start in ((1, 2), (2, 2)):
         correction = SelfCorrection(start=start, cycle=1, warmup=0, write_labels=False)
-        run = quiet_trainer(tmp_path, correction, max_epochs=epochs, limit_val_batches=0, accumulate_grad_batches=3)
+        run = trainer(
+            tmp_path, callbacks=[correction], max_epochs=epochs, limit_val_batches=0, accumulate_grad_batches=3
+        )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             run.fit(schp(), dolls())
@@ -483,9 +480,8 @@ def test_an_average_is_evaluated_before_the_first_validation_and_within_the_limi
     def run(limit: Any, **options: Any) -> None:
         recipe = Watched(NETWORK, warp_size=None)
         correction = SelfCorrection(start=1, cycle=1, warmup=0, write_labels=False)
-        trainer = quiet_trainer(tmp_path, correction, max_epochs=2, limit_val_batches=limit, **options)
-        trainer.callbacks.append(Count())
-        trainer.fit(recipe, dolls())
+        callbacks = [correction, Count()]
+        trainer(tmp_path, callbacks=callbacks, max_epochs=2, limit_val_batches=limit, **options).fit(recipe, dolls())
 
     run(3, check_val_every_n_epoch=2)  # one picture a batch
     assert known == [False, True] and seen == 3 * 3
@@ -505,10 +501,34 @@ def test_cycles_are_of_the_precision_of_the_training(tmp_path: Path, precision: 
             refinement=refinement,  # type: ignore[arg-type]
             labels_dir=str(folder),
         )
-        run = quiet_trainer(tmp_path, correction, max_epochs=2, precision=precision)
+        run = trainer(tmp_path, callbacks=[correction], max_epochs=2, precision=precision)
         run.fit(schp(), dolls())
         assert run.callback_metrics["loss"].isfinite() and run.callback_metrics["val_average_miou"] > 0
         assert len(list((folder / "cycle_2").glob("*.png"))) == 8
+
+
+@pytest.mark.cuda
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("refinement", ["online", "offline"])
+def test_cycles_on_a_gpu_go_on_from_a_checkpoint(tmp_path: Path, refinement: Any) -> None:
+    def part(epochs: int, checkpoint: Path | None = None) -> tuple[SelfCorrection, lightning.Trainer]:
+        correction = SelfCorrection(
+            start=1, cycle=1, warmup=0, refinement=refinement, labels_dir=str(tmp_path / "labels")
+        )
+        recipe = SCHPRecipe(NETWORK, warp_size=48, flip=True, boundary_width=1, learning_rate=0.001)
+        run = trainer(tmp_path, callbacks=[correction], accelerator="gpu", max_epochs=epochs)
+        run.fit(recipe, dolls(), ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+        return correction, run
+
+    first, run = part(2)
+    assert first.count == 2 and run.callback_metrics["val_average_miou"] > 0
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    second, run = part(3, tmp_path / "last.ckpt")
+    assert second.count == 3 and run.callback_metrics["loss"].isfinite()
+    assert run.callback_metrics["val_boundary_iou"] >= 0
+    assert len(list((tmp_path / "labels" / "cycle_3").glob("*.png"))) == 8
+    assert second.average is not None
+    assert {value.device for value in second.average.parameters()} == {run.strategy.root_device}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -524,7 +544,7 @@ def test_labels_of_pictures_in_subfolders_go_to_subfolders(tmp_path: Path) -> No
         (root / f"{split}_id.txt").write_text("".join(f"part/{name}\n" for name in names))
     data = SegmentationData("lip", str(root), classes="wardrobe_dolls", batch_size=4, crop=(64, 32), scales=None)
     correction = SelfCorrection(start=1, cycle=1, warmup=0, refinement="offline")
-    quiet_trainer(tmp_path, correction, max_epochs=2, limit_val_batches=0).fit(schp(), data)
+    trainer(tmp_path, callbacks=[correction], max_epochs=2, limit_val_batches=0).fit(schp(), data)
     assert len(list((tmp_path / "LIP-refined" / "cycle_2" / "part").glob("*.png"))) == 8
 
 

@@ -1,6 +1,5 @@
 """SPGNet's recipe under Lightning's trainer: loss, evaluation by the network's rule for corners, what it refuses."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 pytest.importorskip("lightning", reason="training needs the extra: pip install gingham[train]")
-import lightning
-
 from gingham.cli.training import config_file
 from gingham.errors import CheckpointError
 from gingham.methods.segmentation_recipe import Refinement
 from gingham.methods.spgnet.objective import stage_supervision
 from gingham.methods.spgnet.recipe import SPGNetRecipe
 from gingham.nn.segmentation_loss import HardPixels
+from trainings import items, trainer
 
 NETWORK: dict[str, Any] = {
     "backbone": "small",
@@ -31,34 +28,6 @@ RESNET: dict[str, Any] = NETWORK | {
     "backbone": "resnet18",
     "backbone_options": {"layers": [1, 1, 1, 1], "channels": [4, 6, 8, 10]},
 }
-
-
-def trainer(folder: Path, **options: Any) -> lightning.Trainer:
-    warnings.filterwarnings("ignore")
-    defaults = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "default_root_dir": folder,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        "enable_progress_bar": False,
-        "use_distributed_sampler": False,
-    }
-    return lightning.Trainer(**defaults | options)
-
-
-def items(count: int, size: tuple[int, int] = (32, 48)) -> list[dict[str, Tensor]]:
-    """Pictures whose class is their colour, in four quadrants."""
-    generator = torch.Generator().manual_seed(0)
-    colours = torch.tensor([[2.0, 0, 0], [0, 2.0, 0], [0, 0, 2.0], [-1.0, -1.0, 2.0]])
-    found = []
-    for _ in range(count):
-        quadrants = torch.randint(0, 4, (1, 1, 2, 2), generator=generator).float()
-        label = F.interpolate(quadrants, size, mode="nearest")[0, 0].long()
-        image = colours[label].permute(2, 0, 1) + 0.3 * torch.randn(3, *size, generator=generator)
-        found.append({"image": image, "label": label})
-    return found
 
 
 def batch(count: int = 2, size: tuple[int, int] = (32, 48)) -> Any:
@@ -74,11 +43,28 @@ def test_training_learns(tmp_path: Path, options: dict[str, Any]) -> None:
     for _ in range(2):
         torch.manual_seed(0)
         recipe = SPGNetRecipe(NETWORK | options | {"classifier_std": 0.01}, optimizer="adamw", learning_rate=0.02)
-        run = trainer(tmp_path, max_epochs=3, limit_val_batches=2, num_sanity_val_steps=0)
+        run = trainer(tmp_path, max_epochs=3, limit_val_batches=2)
         run.fit(recipe, DataLoader(items(40), 4), DataLoader(items(4), 2))
         scores.append(run.callback_metrics["val_miou"].item())
     assert scores[0] > 0.4
     assert scores[0] == scores[1]
+
+
+@pytest.mark.cuda
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_training_on_a_gpu_learns(tmp_path: Path, precision: Any) -> None:
+    torch.manual_seed(0)
+    selection = HardPixels(threshold=0.7, min_kept=100, shrink=2)
+    network = NETWORK | {"classifier_std": 0.01}
+    recipe = SPGNetRecipe(network, hard_pixels=selection, optimizer="adamw", learning_rate=0.02)
+    run = trainer(tmp_path, accelerator="gpu", max_epochs=3, precision=precision)
+    run.fit(recipe, DataLoader(items(40), 4), DataLoader(items(4), 2))
+    assert run.callback_metrics["val_miou"] > 0.4
+    images, device = batch()["image"], run.strategy.root_device
+    recipe.float().eval()
+    there = recipe.to(device)(images.to(device)).cpu()
+    torch.testing.assert_close(there, recipe.cpu()(images), rtol=0.01, atol=0.05)
 
 
 @pytest.mark.filterwarnings("ignore")
