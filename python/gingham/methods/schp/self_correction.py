@@ -148,6 +148,8 @@ class SelfCorrection(Callback):
     # ------------------------------------------------------------------------------------------ training
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if math.isinf(trainer.num_training_batches):
+            return
         steps_of_an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         if trainer.estimated_stepping_batches < self.start * steps_of_an_epoch:
             rank_zero_warn(
