@@ -31,6 +31,7 @@ from gingham.errors import DataError
 from gingham.methods.dcr.data import DetectionData, FilledUp
 from gingham.methods.dcr.network import RefinementBranch
 from gingham.methods.dcr.recipe import DCRRecipe
+from gingham.metrics import voc_average_precision
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 
@@ -178,8 +179,8 @@ def test_the_command_writes_results_that_pycocotools_scores_alike(
     from pycocotools.cocoeval import COCOeval
 
     options = written("coco", tmp_path / "coco")
-    last = run / "checkpoints" / "last.ckpt"
-    assert main(["validate", write(world(tmp_path / "run", **options), tmp_path), f"--ckpt_path={last}"]) == 0
+    words = [f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}", "--model.voc_points=eleven"]
+    assert main(["validate", write(world(tmp_path / "run", **options), tmp_path), *words]) == 0
     printed = capsys.readouterr().out
     scores = json.loads((tmp_path / "run" / "validate.json").read_text())
     with contextlib.redirect_stdout(io.StringIO()):
@@ -190,6 +191,16 @@ def test_the_command_writes_results_that_pycocotools_scores_alike(
         evaluation.summarize()
     assert [scores[f"val_{name}"] for name in ("ap", "ap50", "ap75")] == pytest.approx(evaluation.stats[:3].tolist())
     assert scores["val_ap50"] > 0
+    names = ("image_id", "category_id", "bbox", "area", "iscrowd")
+    notes = [[note[name] for name in names] for note in truth.dataset["annotations"]]
+    found = json.loads((tmp_path / "run" / "validate_detections.json").read_text())
+    voc = voc_average_precision(
+        torch.tensor([[image, label, *box, area, crowd] for image, label, box, area, crowd in notes]),
+        torch.tensor([[one["image_id"], *one["bbox"], one["score"], one["category_id"]] for one in found]),
+        5,
+        eleven_points=True,
+    )
+    assert scores["val_voc_ap50"] == pytest.approx(voc.nanmean().item(), abs=1e-6)
     with (tmp_path / "run" / "validate_classes.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == [*options["class_names"], "mean"]
@@ -313,7 +324,14 @@ def test_the_learning_rate_falls_at_the_milestones_and_biases_do_not_decay() -> 
 
 @pytest.mark.parametrize(
     "options",
-    [{"refinement_weight": -1.0}, {"milestones": (0.5, 0.5)}, {"milestones": (1.5,)}, {"shown": 2.0}, {"recall": 0.0}],
+    [
+        {"refinement_weight": -1.0},
+        {"milestones": (0.5, 0.5)},
+        {"milestones": (1.5,)},
+        {"shown": 2.0},
+        {"recall": 0.0},
+        {"voc_points": "ten"},
+    ],
     ids=str,
 )
 def test_options_outside_their_range_are_named(options: dict[str, Any]) -> None:

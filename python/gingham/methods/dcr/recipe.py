@@ -13,7 +13,7 @@ come.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from gingham.data.detection import Detections
 from gingham.errors import DataError
 from gingham.methods.dcr.network import DCR
 from gingham.methods.network_recipe import NetworkRecipe
-from gingham.metrics import DetectionMeter, DetectionScores
+from gingham.metrics import DetectionMeter, DetectionScores, voc_average_precision
 
 
 class DCRRecipe(NetworkRecipe):
@@ -38,6 +38,8 @@ class DCRRecipe(NetworkRecipe):
         milestones: shares of the training, ascending between 0 and 1, at which the learning rate is divided by 10; none
             for the polynomial schedule.
         recall: at which false positives are counted, see `gingham.metrics.DetectionMeter`.
+        voc_points: log VOC's own average precision as ``voc_ap50``, too: at "eleven" points, as for VOC 2007, or at
+            "all", as from 2010 on; None to leave it out.
         shown: detections with scores above it are in pictures, 0 to 1. Fused scores are never higher than the
             detector's: a threshold that suits those may be too high.
         options: of `gingham.methods.network_recipe.NetworkRecipe`. Biases have no weight decay.
@@ -55,16 +57,20 @@ class DCRRecipe(NetworkRecipe):
         refinement_weight: float = 1.0,
         milestones: tuple[float, ...] = (4 / 7, 6 / 7),
         recall: float = 0.7,
+        voc_points: Literal["eleven", "all"] | None = None,
         shown: float = 0.3,
         **options: Any,
     ) -> None:
         self.require_not_negative(refinement_weight=refinement_weight)
         if list(milestones) != sorted(set(milestones)) or not all(0 < share < 1 for share in milestones):
             raise ValueError(f"milestones must ascend between 0 and 1, got {tuple(milestones)}")
+        if voc_points not in (None, "eleven", "all"):
+            raise ValueError(f"voc_points must be 'eleven', 'all' or None, got {voc_points!r}")
         if not 0 <= shown <= 1:
             raise ValueError(f"shown must be 0 to 1, got {shown}")
         super().__init__(DCR, network, **options)
-        self.refinement_weight, self.milestones, self.shown = refinement_weight, tuple(milestones), shown
+        self.refinement_weight, self.milestones = refinement_weight, tuple(milestones)
+        self.voc_points, self.shown = voc_points, shown
         self.meters = nn.ModuleDict(
             {split: DetectionMeter(self.num_classes, recall=recall) for split in ("val", "test")}
         )
@@ -131,6 +137,10 @@ class DCRRecipe(NetworkRecipe):
             self.log(f"{split}_{name}", getattr(scores, name), prog_bar=name in ("ap", "ap50"))
         for index, value in enumerate(scores.class_ap50.tolist(), 1):
             self.log(f"{split}_ap50/{index:02d}", value)
+        if self.voc_points is not None:
+            eleven = self.voc_points == "eleven"
+            voc = voc_average_precision(scores.truth, scores.detections, self.num_classes, eleven_points=eleven)
+            self.log(f"{split}_voc_ap50", voc.nanmean())
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
         self.evaluate(batch, "val")
