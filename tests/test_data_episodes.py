@@ -249,13 +249,13 @@ def test_classes_with_too_few_images_are_left_out(items: list[Item]) -> None:
 
 def test_a_protocol_says_what_scores_depend_on_and_whether_it_was_changed() -> None:
     assert Protocol().describe() == (
-        "oslsm, 1-shot: 1000 episodes, seed 1385, every item in turn, in a shuffled order as query; "
-        "scored at original size, pixels 255 counted as background, small objects left out"
+        "oslsm, 1-shot: 1000 episodes, seed 1385, every item in turn, in a shuffled order as query, "
+        "small objects left out; scored at original size, pixels 255 counted as background"
     )
     assert Protocol("hsnet").image_size == (400, 400) and Protocol("hsnet").query_border == "ignore"
     changed = Protocol("panet", episodes=20, runs=1, size="original", border="object", small_objects=False)
     assert changed.describe().startswith("panet (changed), 1-shot: 20 episodes, seed 1234, ")
-    assert changed.describe().endswith("scored at original size, pixels 255 counted as object, small objects left out")
+    assert changed.describe().endswith("small objects left out; scored at original size, pixels 255 counted as object")
     assert not Protocol("panet", runs=5, size=(417, 417)).changed
 
 

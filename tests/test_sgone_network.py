@@ -309,6 +309,18 @@ def test_options_outside_their_range_are_named(options: dict[str, Any]) -> None:
         small(**options)
 
 
+def test_supports_that_do_not_fit_are_named() -> None:
+    query, support, mask = episode(shots=2)
+    model = small()
+    with pytest.raises(ValueError, match=r"support must be \[B, K, 3, H, W\].*, got \[1, 3, 40, 56\]"):
+        model(query, support[:, 0], mask)
+    for images, masks in ((support, list(mask.unbind(1))), (list(support.unbind(1)), [mask[:, 0]])):
+        with pytest.raises(ValueError, match="both tensors or both lists, of as many shots"):
+            model(query, images, masks)
+    with pytest.raises(ValueError, match="mask must be"):
+        model(query, support, mask[:, :1])
+
+
 def test_a_saved_model_gives_the_same_again(tmp_path: Path) -> None:
     model = create_model("sgone", **SMALL)
     model.save_pretrained(tmp_path / "saved")

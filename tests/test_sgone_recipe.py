@@ -341,7 +341,11 @@ def test_episodes_of_a_file_and_items_of_a_list_are_evaluated(voc: Path, tmp_pat
     write_episodes(tmp_path / "pairs.jsonl", drawn.episodes_of("test"))
     read = EpisodeData(root=str(voc), fold=0, episodes=str(tmp_path / "pairs.jsonl"))
     assert [draw[:3] for draw in read._drawn("test")] == [draw[:3] for draw in drawn._drawn("test")]
-    assert read.describe("test").endswith(f"episodes of {tmp_path / 'pairs.jsonl'}") and read.seeds_of("test") == [0]
+    assert read.episodes_of("test") == drawn.episodes_of("test") and read.seeds_of("test") == [0]
+    assert read.describe("test").endswith(
+        f"; 2-shot: 4 episodes of {tmp_path / 'pairs.jsonl'}, drawn as hsnet; "
+        "scored at original size, pixels 255 counted as background"
+    )
     (tmp_path / "items.txt").write_text("2007_000004__02\n2007_000001__02\n2007_000003__01\n2007_000000__01\n")
     listed = EpisodeData(
         root=str(voc), fold=0, items=str(tmp_path / "items.txt"), protocol=Protocol("hsnet", episodes=4)

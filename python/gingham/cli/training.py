@@ -241,7 +241,8 @@ def _evaluate(cli: _CLI) -> None:
         kept = getattr(cli.model, "scores", {})
         report = {"checkpoint": cli.checkpoint} | {name: value for part in scores for name, value in part.items()}
         if isinstance(kept.get(split), FewShotScores):
-            report |= {"protocol": cli.datamodule.describe(split), "counts": kept[split].counts.tolist()}
+            statement = f"{cli.datamodule.describe(split)}; shots combined by {cli.model.combination}"
+            report |= {"protocol": statement, "counts": kept[split].counts.tolist()}
             print(report["protocol"])
         (cli.run_dir / f"{cli.command}.json").write_text(json.dumps(report, indent=2) + "\n")
         if split in kept:

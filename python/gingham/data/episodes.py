@@ -212,8 +212,8 @@ class Protocol:
 
     Example:
         >>> print(Protocol("panet", shots=5).describe())
-        panet, 5-shot: 5 runs of 1000 episodes, seeds 1234-1238, a random class, then random images of it; scored at \
-417x417, pixels 255 ignored, small objects kept
+        panet, 5-shot: 5 runs of 1000 episodes, seeds 1234-1238, a random class, then random images of it, small \
+objects kept; scored at 417x417, pixels 255 ignored
     """
 
     name: Literal["oslsm", "panet", "hsnet"] = "oslsm"
@@ -297,19 +297,23 @@ class Protocol:
 
     def describe(self) -> str:
         """Everything that a score depends on, in a line."""
-        seeds, episodes, size = self.seeds, self._value("episodes"), self.image_size
+        seeds, episodes = self.seeds, self._value("episodes")
         runs = f"{len(seeds)} runs of {episodes} episodes" if len(seeds) > 1 else f"{episodes} episodes"
         which = f"seeds {seeds[0]}-{seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
         rule = _PROTOCOLS[self.name].rule
         if self.name == "oslsm":
             rule += " as support" if self.roles == "sgone_1shot" else " as query"
-        scored = f"{size[0]}x{size[1]}" if size else "original size"
-        border = "ignored" if self.query_border == "ignore" else f"counted as {self.query_border}"
         small = "kept" if self.keeps_small_objects else "left out"
         return (
-            f"{self.name}{' (changed)' if self.changed else ''}, {self.shots}-shot: {runs}, {which}, {rule}; "
-            f"scored at {scored}, pixels 255 {border}, small objects {small}"
+            f"{self.name}{' (changed)' if self.changed else ''}, {self.shots}-shot: {runs}, {which}, {rule}, "
+            f"small objects {small}; {self.describe_scoring()}"
         )
+
+    def describe_scoring(self) -> str:
+        """How episodes are scored, whichever they are."""
+        size = self.image_size
+        border = "ignored" if self.query_border == "ignore" else f"counted as {self.query_border}"
+        return f"scored at {f'{size[0]}x{size[1]}' if size else 'original size'}, pixels 255 {border}"
 
     @property
     def changed(self) -> bool:

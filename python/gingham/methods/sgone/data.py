@@ -218,6 +218,8 @@ class EpisodeData(ResumableData):
 
     def episodes_of(self, split: str) -> list[Episode]:
         """The episodes of "val" or "test" by the names of their images."""
+        if split == "test" and self.episode_file is not None:
+            return read_episodes(self.episode_file)
         source = self._source(split)
         fold = self.fold if split == "test" else None
         return [
@@ -238,11 +240,17 @@ class EpisodeData(ResumableData):
         classes = ", ".join(names) if len(names) <= 20 else f"{len(names)} classes, {names[0]} to {names[-1]}"
         kind = "novel" if split == "test" or self.name == "wardrobe_garments" else "training"
         where = f"fold {self.fold}, " if self.fold is not None else ""
-        source = f"episodes of {self.episode_file}" if split == "test" and self.episode_file else None
-        source = source or (f"items of {self.item_file}" if split == "test" and self.item_file else None)
-        return f"{where}{kind} classes {classes}; {self.protocol_of(split).describe()}" + (
-            f"; {source}" if source else ""
-        )
+        how = self.protocol_of(split).describe()
+        if split == "test" and self.episode_file is not None:
+            episodes = self.episodes_of(split)
+            drawn = " and ".join(sorted({episode.protocol for episode in episodes}))
+            how = (
+                f"{len(episodes[0].support)}-shot: {len(episodes)} episodes of {self.episode_file}, drawn as {drawn}; "
+            )
+            how += self.protocol.describe_scoring()
+        elif split == "test" and self.item_file is not None:
+            how += f"; items of {self.item_file}"
+        return f"{where}{kind} classes {classes}; {how}"
 
     def _drawn(self, split: str) -> list[Draw]:
         if split not in self._draws:

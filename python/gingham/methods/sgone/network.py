@@ -70,7 +70,7 @@ class SGOne(
     Raises:
         BackboneError: a backbone that does not exist or does not have an option.
         CheckpointError: backbone weights that cannot be found or do not fit.
-        ValueError: a number out of its range, or an unknown guidance.
+        ValueError: a number out of its range, an unknown guidance, or supports and masks that do not fit.
 
     Source: sections III-B and III-C; the placing of ReLUs, and 3x3 pools where VGG has 2x2, from the official code.
 
@@ -125,6 +125,12 @@ class SGOne(
 
     def support(self, support: Maps, mask: Maps) -> tuple[Maps, Maps]:
         """The features [B, K, C, h, w] of supports (or K of them) and the masks under which they are averaged."""
+        if isinstance(support, Tensor) and support.dim() != 5:
+            raise ValueError(
+                f"support must be [B, K, 3, H, W], or a list of K images [B, 3, h, w], got {list(support.shape)}"
+            )
+        if isinstance(support, Tensor) != isinstance(mask, Tensor) or len(support) != len(mask):
+            raise ValueError("support and mask must be both tensors or both lists, of as many shots")
         if self.guidance_layer is None:
             return support, mask
         if self.guidance == "blanked":
