@@ -132,6 +132,14 @@ def test_the_optimiser_is_the_official_one(tmp_path: Path) -> None:
     assert sorted(group["lr"] for group in optimizer.param_groups) == pytest.approx([1e-5, 2e-5, 1e-4, 2e-4])
 
 
+def test_null_of_the_command_line_means_no_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    assert recipe({"backbone_weights": "None"}).network_options["backbone_weights"] is None
+    given = ["--config=sgone_voc", "--model.network.backbone_weights=null", "--print_config"]
+    with pytest.raises(SystemExit):
+        main(["fit", *given])
+    assert "backbone_weights: None\n" in capsys.readouterr().out
+
+
 def test_the_backbone_has_a_rate_of_its_own() -> None:
     made = recipe(bias_rate=1.0, guidance_rate=1.0, backbone_rate=0.5, learning_rate=0.2)
     slow, fast = made.parameter_groups()
