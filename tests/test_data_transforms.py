@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 from gingham.data import CueScenes, SegmentationItem
 from gingham.data.transforms import (
     EvaluationTransform,
+    FixedSize,
     Normalize,
     PadTo,
     RandomCropWithin,
@@ -135,6 +136,22 @@ def test_evaluation_keeps_size_and_label() -> None:
     item = EvaluationTransform()(coordinates())
     assert torch.equal(item["label"], coordinates()["label"]) and item["image"].shape == (3, 40, 56)
     assert type(item["image"]) is torch.Tensor
+
+
+def test_pictures_are_brought_to_one_size_and_mirrored_with_their_labels() -> None:
+    item = coordinates()
+    same = FixedSize(None, normalize=RAW)(item)
+    assert same["image"].equal(item["image"].float()) and same["label"].equal(item["label"])
+    mirrored = FixedSize(None, flip_probability=1.0, normalize=RAW)(item)
+    assert mirrored["image"].equal(item["image"].flip(2).float()) and mirrored["label"].equal(item["label"].flip(1))
+    half = FixedSize((20, 28), normalize=RAW)(item)
+    torch.testing.assert_close(half["image"][0, 1:-1, 5], 2 * torch.arange(1.0, 19) + 0.5, atol=0.6, rtol=0)
+    torch.testing.assert_close(half["image"][1, 5, 1:-1], 2 * torch.arange(1.0, 27) + 0.5, atol=0.6, rtol=0)
+    assert (half["label"].float() - half["image"][2]).abs().max() < 3
+    with pytest.raises(ValueError, match="size must be rows and columns, 1 or above, got"):
+        FixedSize((0, 8))
+    with pytest.raises(ValueError, match="flip_probability must be 0 to 1, got 2"):
+        FixedSize(None, flip_probability=2)
 
 
 def test_transforms_travel_to_worker_processes() -> None:

@@ -231,7 +231,7 @@ def test_novel_classes_are_found_by_their_support() -> None:
             seen, truth = made.predict_objects(batch), batch["label"] == 1
         scores[guidance] = ((seen & truth).sum() / (seen | truth).sum()).item()
         everything = truth.float().mean().item()
-    assert scores["masked"] > everything + 0.2 and scores["masked"] > scores["none"] + 0.1, scores
+    assert scores["masked"] > everything + 0.1 and scores["masked"] > scores["none"] + 0.1, scores
 
 
 # ------------------------------------------------------------------------------------------------ shots
@@ -331,6 +331,14 @@ def test_the_official_training_sees_red_and_blue_exchanged(voc: Path) -> None:
     raw = items[0][0] * std + mean
     torch.testing.assert_close(items[1][0], (raw.flip(0) - mean) / std, atol=1e-4, rtol=0)
     assert items[0][1].equal(items[1][1])
+
+
+def test_training_pictures_of_one_size_make_batches(voc: Path) -> None:
+    options: dict[str, Any] = {"root": str(voc), "fold": 0, "batch_size": 4, "episodes_per_epoch": 8}
+    (batch, _) = EpisodeData(**options, train_shots=2, train_size=(32, 48)).train_dataloader()
+    assert batch["image"].shape == (4, 3, 32, 48) and [x.shape for x in batch["support"]] == [(4, 3, 32, 48)] * 2
+    with pytest.raises(DataError, match=r"differ in size .*: resize them \(data.train_size"):
+        list(EpisodeData(**options).train_dataloader())
 
 
 def test_protocols_decide_size_and_runs(voc: Path) -> None:

@@ -271,7 +271,7 @@ objects kept; scored at 417x417, pixels 255 ignored
         return bool(self._value("small_objects"))
 
     def draw(self, items: Sequence[Item]) -> list[Draw]:
-        """The episodes of all runs.
+        """The episodes of all runs. Classes with no more than `shots` images are left out.
 
         Args:
             items: in the order of the protocol: that of the list of images, or of a published list of items.
