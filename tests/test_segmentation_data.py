@@ -3,14 +3,17 @@
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("lightning")
-from gingham.data import CueScenes
+from PIL import Image
+
+from gingham.data import CueScenes, TagScenes
 from gingham.data.points import PointSet, write_points
-from gingham.data.wardrobe import Dolls, write_cityscapes, write_lip
+from gingham.data.wardrobe import Dolls, write_cityscapes, write_lip, write_voc_tags
 from gingham.data.wardrobe.point_scenes import PointScenes
 from gingham.errors import DataError
 from gingham.methods.resumable_data import EpochBatches, SeededItems, ShareOfItems
@@ -184,3 +187,53 @@ def test_own_classes_are_read_in_a_published_layout(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=text):
             SegmentationData(**options)  # type: ignore[arg-type]
+
+
+def test_training_takes_another_list_and_other_labels(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("val", 2)):
+        write_voc_tags(tmp_path, TagScenes(split, count))
+    (tmp_path / "ImageSets" / "Segmentation" / "few_cls.txt").write_text("wardrobe_train_000002 0 3\n")
+    (tmp_path / "seeds").mkdir()
+    Image.new("L", (64, 64), 3).save(tmp_path / "seeds" / "wardrobe_train_000002.png")
+    options: dict[str, Any] = {"root": str(tmp_path), "classes": "wardrobe_tags"}
+    data = SegmentationData("voc", train_list="few_cls", label_folder="seeds", **options)
+    assert [item["name"] for item in data.open("train")] == ["wardrobe_train_000002"]
+    assert (data.open("train").read(0)["label"] == 3).all()
+    assert torch.equal(data.open("val").read(0)["label"], TagScenes("val", 1).read(0)["label"])
+
+
+def test_tags_go_with_the_items_and_copies_that_fill_up_have_none(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("val", 2)):
+        write_voc_tags(tmp_path, TagScenes(split, count))
+    data = SegmentationData("voc_tags", str(tmp_path), 2, classes="wardrobe_tags", crop=48, scales=None, short_side=64)
+    (batch,) = data.train_dataloader()
+    assert batch["image"].shape == (2, 3, 48, 48) and batch["tags"].shape == (2, 5)
+    assert data.splits() == ("train", "val")
+    filled = FilledUp(data.dataset("val"), 3)
+    assert torch.equal(filled[0]["tags"], TagScenes("val", 1)[0]["tags"]) and (filled[2]["tags"] == -1).all()
+
+
+def test_the_shorter_side_is_resized_before_the_crop(tmp_path: Path) -> None:
+    (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (tmp_path / "JPEGImages").mkdir()
+    (tmp_path / "ImageSets" / "Segmentation" / "train_cls.txt").write_text("a 0\n")
+    Image.new("RGB", (100, 50)).save(tmp_path / "JPEGImages" / "a.jpg")
+    data = SegmentationData("voc_tags", str(tmp_path), crop=(30, 999), scales=None, short_side=25)
+    image = data.open("train")[0]["image"]
+    assert image.shape == (3, 30, 999)
+    assert (image[:, :25, :50] != 0).all() and not image[:, 25:].any() and not image[:, :, 50:].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"short_side": 64}, "short_side must be 1 or more, with neither scales"),
+        ({"short_side": 0, "scales": None}, "short_side must be 1 or more"),
+        ({"short_side": 8, "scales": None, "points": "per_class"}, "short_side must be 1 or more, with neither scales"),
+        ({"train_list": "train_cls", "name": "lip"}, "train_list is an option of voc, not of lip"),
+        ({"label_folder": "seeds", "name": "voc_tags"}, "label_folder is an option of voc, not of voc_tags"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        SegmentationData(**options)

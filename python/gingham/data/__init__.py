@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gingham.data.pascal_context import PascalContext
     from gingham.data.points import WithPoints, read_points
     from gingham.data.segmentation import SegmentationDataset, SegmentationItem
-    from gingham.data.voc import VOCSegmentation
+    from gingham.data.voc import VOCImageTags, VOCSegmentation
     from gingham.data.voc_detection import VOCDetection
     from gingham.data.wardrobe import (
         CategoryScenes,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         LookAlikeScenes,
         PointScenes,
         ScaleScenes,
+        TagScenes,
     )
 
 _HOME = {
@@ -50,6 +51,7 @@ _HOME = {
     "LookAlikeScenes": "wardrobe",
     "PointScenes": "wardrobe",
     "ScaleScenes": "wardrobe",
+    "TagScenes": "wardrobe",
     "IGNORE_INDEX": "labels",
     "LabelSpace": "labels",
     "LIP": "lip",
@@ -58,6 +60,7 @@ _HOME = {
     "SegmentationDataset": "segmentation",
     "SegmentationItem": "segmentation",
     "VOCDetection": "voc_detection",
+    "VOCImageTags": "voc",
     "VOCSegmentation": "voc",
     "WithPoints": "points",
 }
@@ -83,7 +86,9 @@ __all__ = [
     "ScaleScenes",
     "SegmentationDataset",
     "SegmentationItem",
+    "TagScenes",
     "VOCDetection",
+    "VOCImageTags",
     "VOCSegmentation",
     "WithPoints",
     "check_dataset",

@@ -48,7 +48,7 @@ def check_dataset(
 def _problems(dataset: SegmentationDataset | DetectionDataset, index: int) -> list[str]:
     found = []
     files = dataset.dataset if isinstance(dataset, WithPoints) else dataset
-    if isinstance(files, FolderSegmentation) and files.images[index].label is None:
+    if isinstance(files, FolderSegmentation) and files.labels_expected and files.images[index].label is None:
         found.append(f"{files.images[index].image}: no label file")
     try:
         dataset.read(index)

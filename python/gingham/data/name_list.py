@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from gingham.data.segmentation import ImageFile
@@ -46,8 +47,26 @@ def listed_files(name_list: Path, images: Path, labels: Path, *, require_images:
     Raises:
         DataError: the list cannot be used, or a required image is missing.
     """
+    return named_files(read_names(name_list), name_list, images, labels, require_images=require_images)
+
+
+def named_files(
+    names: Sequence[str], name_list: Path, images: Path, labels: Path, *, require_images: bool
+) -> list[ImageFile]:
+    """The files of images by name, as `listed_files` finds them.
+
+    Args:
+        names: of the images.
+        name_list: where they come from, for error texts.
+        images: as there.
+        labels: as there.
+        require_images: as there.
+
+    Raises:
+        DataError: a required image is missing.
+    """
     files = []
-    for name in read_names(name_list):
+    for name in names:
         candidates = [images / f"{name}{suffix}" for suffix in IMAGE_SUFFIXES]
         image = next((path for path in candidates if path.is_file()), None)
         if image is None and require_images:

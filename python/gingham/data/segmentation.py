@@ -25,13 +25,15 @@ class SegmentationItem(TypedDict):
 
     `image` is uint8 RGB [3, H, W] (float32 after a normalising transform), `label` int64 [H, W] with ignored pixels
     255, `name` unique within its split. `soft`, where a strategy has refined the labels, is uint8 [K, H, W]: the
-    probabilities of the classes, times 255.
+    probabilities of the classes, times 255. `tags`, in data sets of image-level labels, is int64 [K - 1]: 1 for each
+    class but the background that occurs in the picture.
     """
 
     image: torch.Tensor
     label: torch.Tensor
     name: str
     soft: NotRequired[torch.Tensor]
+    tags: NotRequired[torch.Tensor]
 
 
 Transform = Callable[[SegmentationItem], SegmentationItem]
@@ -119,6 +121,9 @@ class FolderSegmentation(SegmentationDataset):
         DataError: an image has no label file although labels are required.
     """
 
+    #: Whether an image without a label file is a defect of the data set.
+    labels_expected = True
+
     def __init__(
         self,
         root: Path,
@@ -191,6 +196,18 @@ def read_label_values(path: Path) -> NDArray[np.uint8]:
             raise DataError(
                 f"{path}: a label must be an 8-bit image of one channel (grey or palette), got mode {image.mode}"
             )
+        return np.array(image)
+
+
+def read_grey(path: Path) -> NDArray[np.uint8]:
+    """Read an 8-bit grey image, uint8 [H, W].
+
+    Raises:
+        DataError: the file is missing, truncated, no image, or has colours or more than eight bits.
+    """
+    with _open(path) as image:
+        if image.mode != "L":
+            raise DataError(f"{path}: expected an 8-bit grey image, got mode {image.mode}")
         return np.array(image)
 
 

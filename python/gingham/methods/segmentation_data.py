@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
 
-from gingham.data import ADE20K, Cityscapes, CueScenes, SegmentationDataset, VOCSegmentation
+from gingham.data import ADE20K, Cityscapes, CueScenes, SegmentationDataset, VOCImageTags, VOCSegmentation
 from gingham.data.ade20k import ADE20K_LABELS
 from gingham.data.atr import ATR_LABELS
 from gingham.data.cityscapes import CITYSCAPES_LABELS
@@ -30,11 +31,12 @@ from gingham.data.transforms import (
     bgr_mean_normalize,
     imagenet_normalize,
 )
-from gingham.data.voc import VOC_LABELS
+from gingham.data.voc import VOC_LABELS, name_list_of
 from gingham.data.wardrobe import CUE_LABELS
 from gingham.data.wardrobe.dolls import DOLL_LABELS, Dolls
 from gingham.data.wardrobe.point_scenes import POINT_SCENE_LABELS, PointScenes
 from gingham.data.wardrobe.scale_scenes import SCALE_LABELS, ScaleScenes
+from gingham.data.wardrobe.tag_scenes import TAG_SCENE_LABELS, TagScenes
 from gingham.errors import DataError
 from gingham.methods.resumable_data import ResumableData
 
@@ -43,9 +45,11 @@ DatasetName = Literal[
     "wardrobe_scales",
     "wardrobe_points",
     "wardrobe_dolls",
+    "wardrobe_tags",
     "cityscapes",
     "ade20k",
     "voc",
+    "voc_tags",
     "pascal_context",
     "lip",
     "cihp",
@@ -57,6 +61,7 @@ _READERS: dict[str, Any] = {
     "cityscapes": Cityscapes,
     "ade20k": ADE20K,
     "voc": VOCSegmentation,
+    "voc_tags": VOCImageTags,
     "pascal_context": PascalContext,
     "lip": LIP,
     "cihp": LIP,
@@ -69,9 +74,11 @@ _LABELS = {
     "wardrobe_scales": SCALE_LABELS,
     "wardrobe_points": POINT_SCENE_LABELS,
     "wardrobe_dolls": DOLL_LABELS,
+    "wardrobe_tags": TAG_SCENE_LABELS,
     "cityscapes": CITYSCAPES_LABELS,
     "ade20k": ADE20K_LABELS,
     "voc": VOC_LABELS,
+    "voc_tags": VOC_LABELS,
     "pascal_context": PASCAL_CONTEXT_LABELS,
     "pascal_context_alphabetical": PASCAL_CONTEXT_ALPHABETICAL_LABELS,
     "lip": LIP_LABELS,
@@ -92,6 +99,8 @@ _NORMALIZATIONS: dict[str, Callable[[], Normalize]] = {
 class FilledUp(Dataset[SegmentationItem]):
     """A data set of at least `length` items; those that it has not got are copies of its first without any label.
 
+    Their tags, in data sets that have tags, are -1.
+
     With as many items as processes, every process has one: those without would leave the others waiting.
     """
 
@@ -105,6 +114,8 @@ class FilledUp(Dataset[SegmentationItem]):
         if index < len(self.dataset):
             return self.dataset[index]
         item = self.dataset[0]
+        if "tags" in item:
+            item = {**item, "tags": torch.full_like(item["tags"], -1)}
         return {**item, "label": torch.full_like(item["label"], self.dataset.ignore_index)}
 
 
@@ -122,13 +133,15 @@ class SegmentationData(ResumableData):
 
     Args:
         name: of the embedded world "wardrobe" (scenes with a cue), "wardrobe_scales" (garments at three scales),
-            "wardrobe_points" (one labelled pixel an object) or "wardrobe_dolls" (human parsing); or a data set on disk:
-            "cityscapes", "ade20k", "voc", "pascal_context", "lip", "cihp", "atr" or "person_part".
+            "wardrobe_points" (one labelled pixel an object), "wardrobe_tags" (image-level labels) or "wardrobe_dolls"
+            (human parsing); or a data set on disk: "cityscapes", "ade20k", "voc", "voc_tags" (image-level labels),
+            "pascal_context", "lip", "cihp", "atr" or "person_part".
         root: folder of the data set, as its reader wants it; not for the world.
         batch_size: images in a training batch of one process.
         evaluation_batch_size: images in an evaluation batch.
         crop: side of the training crop, or (rows, columns).
         scales: (low, high, step) of the random scale, or None.
+        short_side: pixels of a training picture's shorter side before it is cropped, instead of a random scale.
         augmentation: "crop" (random scale and crop, `gingham.data.transforms.RandomScaleCropFlip`) or "person" (the
             whole picture scaled and rotated, `gingham.data.person_warp.PersonAugmentation`; it takes no `scales`).
         flip: probability that a training picture is mirrored.
@@ -140,6 +153,9 @@ class SegmentationData(ResumableData):
         point_crop: cut training crops where at least one point is.
         workers: processes that load data.
         seed: of order, augmentation and drawn points, any whole number.
+        train_list: "voc" only: the list in ``ImageSets/Segmentation`` that training takes instead of "train".
+        label_folder: "voc" only: the folder of the training labels, in the root or anywhere else, instead of
+            ``SegmentationClass``: seed labels that were made from attention, for example.
         lengths: of the world: pictures in train, val and test. Data sets on disk are as long as they are.
         noise: "wardrobe_dolls" only: whether the labels of the training split are noisy.
         classes: of the files, where they are not those of `name`: the name of another data set, or names of your own
@@ -165,6 +181,7 @@ class SegmentationData(ResumableData):
         evaluation_batch_size: int = 1,
         crop: int | tuple[int, int] = 769,
         scales: tuple[float, float, float] | None = _SCALES,
+        short_side: int | None = None,
         augmentation: Literal["crop", "person"] = "crop",
         flip: float = 0.5,
         normalization: Literal["imagenet", "imagenet_bgr", "bgr"] = "imagenet",
@@ -172,6 +189,8 @@ class SegmentationData(ResumableData):
         point_crop: bool = False,
         workers: int = 0,
         seed: int = 0,
+        train_list: str | None = None,
+        label_folder: str | None = None,
         lengths: tuple[int, int, int] = (1600, 300, 500),
         noise: bool = True,
         classes: str | tuple[str, ...] | None = None,
@@ -195,12 +214,19 @@ class SegmentationData(ResumableData):
         for option, does_nothing, owner in (
             ("root", embedded and root is not None, on_disk),
             ("classes", embedded and classes is not None, on_disk),
+            ("train_list", name != "voc" and train_list is not None, f"voc, not of {name}"),
+            ("label_folder", name != "voc" and label_folder is not None, f"voc, not of {name}"),
             ("noise", name != "wardrobe_dolls" and not noise, f"wardrobe_dolls, not of {name}"),
             ("point_crop", point_crop and points is None, "trainings from points"),
             ("scales", augmentation == "person" and scales not in (None, _SCALES), "the augmentation 'crop'"),
         ):
             if does_nothing:
                 raise ValueError(f"{option} is an option of {owner}; leave it out")
+        if short_side is not None and (scales or points or augmentation == "person" or short_side < 1):
+            raise ValueError(
+                f"short_side must be 1 or more, with neither scales, points nor augmentation 'person', got {short_side}"
+            )
+        self.train_list, self.label_folder = train_list, label_folder
         self.name: DatasetName = name
         self.root = root
         self.lengths, self.noise = dict(zip(("train", "val", "test"), lengths, strict=True)), noise
@@ -210,12 +236,15 @@ class SegmentationData(ResumableData):
         normalize = _NORMALIZATIONS[normalization]()
         crop_size = crop if isinstance(crop, int) else (crop[0], crop[1])
         pairs = self.labels.mirror_pairs
+        rescale: v2.Transform | None = RandomScale(*scales) if scales else None
+        if short_side is not None:
+            rescale = v2.RandomShortestSize(short_side)
         self.augment: Transform = (
             PersonAugmentation(crop_size, flip_probability=flip, mirror_pairs=pairs, normalize=normalize)
             if augmentation == "person"
             else RandomScaleCropFlip(
                 crop_size,
-                rescale=RandomScale(*scales) if scales else None,
+                rescale=rescale,
                 flip_probability=flip,
                 mirror_pairs=pairs,
                 normalize=normalize,
@@ -251,6 +280,8 @@ class SegmentationData(ResumableData):
             return Dolls(split, length, noise=self.noise and split == "train", cache=True, transform=transform)
         if self.name == "wardrobe_points":
             return PointScenes(split, length, cache=True, transform=transform)
+        if self.name == "wardrobe_tags":
+            return TagScenes(split, length, cache=True, transform=transform)
         if self.name == "wardrobe_scales":
             return ScaleScenes(split, length, cache=True, transform=transform)
         return CueScenes(split, length, cache=True, transform=transform)
@@ -259,7 +290,12 @@ class SegmentationData(ResumableData):
         reader = _READERS[self.name]
         if not self._has_test_split() and split == "test":
             split = "val"
-        return reader(self._root(), split, labels=self.labels, require_labels=require_labels, transform=transform)
+        options: dict[str, Any] = {"labels": self.labels, "require_labels": require_labels, "transform": transform}
+        if split == "train" and self.label_folder is not None:
+            options["label_folder"] = self.label_folder
+        if split == "train" and self.train_list is not None:
+            split = self.train_list
+        return reader(self._root(), split, **options)
 
     def _points(self, dataset: SegmentationDataset) -> PointSource:
         match self.points:
@@ -284,9 +320,11 @@ class SegmentationData(ResumableData):
         root = self._root()
         if self.name == "cityscapes":
             return (root / "leftImg8bit" / "test").is_dir()
+        if self.name == "voc_tags":
+            return name_list_of(root, "test_cls").is_file()
         if self.name in ("voc", "pascal_context"):
             kind = {"voc": "", "pascal_context": "Context"}[self.name]
-            lists = root / "ImageSets" / f"Segmentation{kind}" / "test.txt"
+            lists = name_list_of(root, "test", kind)
             labels = root / f"SegmentationClass{kind}"
             return lists.is_file() and (labels / f"{read_names(lists)[0]}.png").is_file()
         return self.name != "ade20k" and (root / "test_segmentations").is_dir()

@@ -100,6 +100,14 @@ class Composition:
         self._label[mask] = class_index
         self._instances.append(Instance(category, class_index, (top, left, top + height, left + width), mask))
 
+    def shine(self, light: NDArray[np.float32]) -> None:
+        """Multiply what has been painted so far by a light, [3]."""
+        self._canvas *= light
+
+    def paint_over(self, garment: Garment, tint: NDArray[np.float32], top: int, left: int) -> None:
+        """Paint what leaves the labels as they are; the arguments are those of `add`."""
+        paint(self._canvas, garment, tint, top, left)
+
     def scene(self) -> Scene:
         """What has been composed."""
         image = np.clip(np.round(self._canvas), 0, 255).astype(np.uint8)

@@ -12,9 +12,11 @@ from pathlib import Path
 from PIL import Image
 
 from gingham.data.cityscapes import IMAGE_SUFFIX, LABEL_SUFFIX
+from gingham.data.image_tags import tags_of, write_tags
 from gingham.data.labels import LabelSpace
 from gingham.data.name_list import IMAGE_SUFFIXES, read_names
 from gingham.data.segmentation import SegmentationDataset, SegmentationItem
+from gingham.data.voc import name_list_of
 from gingham.errors import DataError
 
 _CITY = "wardrobe"
@@ -96,6 +98,29 @@ def write_voc(root: str | Path, scenes: SegmentationDataset) -> None:
     _write_devkit(root, scenes, "")
 
 
+def write_voc_tags(root: str | Path, scenes: SegmentationDataset) -> None:
+    """Write a split in the layout that `gingham.data.voc.VOCImageTags` reads: `write_voc`, and the list with tags.
+
+    Args:
+        root: the folder, as there; the list is ``ImageSets/Segmentation/<split>_cls.txt``.
+        scenes: what to write; tags are the classes in the masks.
+
+    Raises:
+        DataError: as there.
+
+    Example:
+        >>> import tempfile
+        >>> from gingham.data import TagScenes, VOCImageTags
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     write_voc_tags(root, TagScenes("train", 1))
+        ...     VOCImageTags(root, "train", labels=TagScenes("train", 0).labels)[0]["tags"]
+        tensor([0, 0, 0, 1, 0])
+    """
+    write_voc(root, scenes)
+    tags = {item["name"]: tags_of(item["label"]) for item in _read_all(scenes)}
+    write_tags(name_list_of(Path(root), f"{scenes.split}_cls"), tags)
+
+
 def write_pascal_context(root: str | Path, scenes: SegmentationDataset) -> None:
     """Write a split in the layout that `gingham.data.pascal_context.PascalContext` reads.
 
@@ -123,7 +148,7 @@ def write_pascal_context(root: str | Path, scenes: SegmentationDataset) -> None:
 
 def _write_devkit(root: str | Path, scenes: SegmentationDataset, kind: str) -> None:
     images, labels = Path(root) / "JPEGImages", Path(root) / f"SegmentationClass{kind}"
-    name_list = Path(root) / "ImageSets" / f"Segmentation{kind}" / f"{scenes.split}.txt"
+    name_list = name_list_of(Path(root), scenes.split, kind)
     items = _read_all(scenes)
     names = {item["name"] for item in items}
     if name_list.is_file() and (strangers := set(read_names(name_list)) - names):
