@@ -80,20 +80,34 @@ class SegmentationMeter(Metric):
 
     def compute(self) -> SegmentationScores:
         """The scores of everything counted so far."""
-        confusion = self.confusion.double()
-        hits, labelled, predicted = confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)
-        union = labelled + predicted - hits
-        iou = hits / union.clamp(min=1)
-        accuracy = hits / labelled.clamp(min=1)
-        if self.skip_absent:
-            iou = iou.masked_fill(union == 0, torch.nan)
-            accuracy = accuracy.masked_fill(labelled == 0, torch.nan)
-        pixel_accuracy = hits.sum() / confusion.sum().clamp(min=1)
-        return SegmentationScores(
-            miou=iou.nanmean().float(),
-            iou=iou.float(),
-            pixel_accuracy=pixel_accuracy.float(),
-            mean_accuracy=accuracy.nanmean().float(),
-            accuracy=accuracy.float(),
-            labelled_pixels=self.confusion.sum(),
-        )
+        return scores_of_confusion(self.confusion, skip_absent=self.skip_absent)
+
+
+def scores_of_confusion(confusion: Tensor, *, skip_absent: bool = True) -> SegmentationScores:
+    """The scores of a confusion matrix.
+
+    Args:
+        confusion: [K, K], counts; rows are labels, columns predictions.
+        skip_absent: leave out classes that occur neither in labels nor in predictions.
+
+    Example:
+        >>> scores_of_confusion(torch.tensor([[3, 1], [0, 4]])).iou
+        tensor([0.7500, 0.8000])
+    """
+    counted, confusion = confusion.sum(), confusion.double()
+    hits, labelled, predicted = confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)
+    union = labelled + predicted - hits
+    iou = hits / union.clamp(min=1)
+    accuracy = hits / labelled.clamp(min=1)
+    if skip_absent:
+        iou = iou.masked_fill(union == 0, torch.nan)
+        accuracy = accuracy.masked_fill(labelled == 0, torch.nan)
+    pixel_accuracy = hits.sum() / confusion.sum().clamp(min=1)
+    return SegmentationScores(
+        miou=iou.nanmean().float(),
+        iou=iou.float(),
+        pixel_accuracy=pixel_accuracy.float(),
+        mean_accuracy=accuracy.nanmean().float(),
+        accuracy=accuracy.float(),
+        labelled_pixels=counted,
+    )
