@@ -23,7 +23,7 @@ from gingham.cli import main
 from gingham.cli.options import config_file, instantiate
 from gingham.data.points import write_points
 from gingham.data.segmentation import SegmentationDataset
-from gingham.data.wardrobe import write_cityscapes, write_lip, write_pascal_context, write_voc
+from gingham.data.wardrobe import write_cityscapes, write_lip, write_pascal_context, write_voc, write_voc_tags
 from gingham.methods.segmentation_data import SegmentationData
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,6 +46,7 @@ LAYOUTS = {
     "pdml-pascal-context": Layout(
         "pdml_world", write_pascal_context, {"name": "pascal_context", "classes": "wardrobe_points"}
     ),
+    "seenet-voc-tags": Layout("seenet_world", write_voc_tags, {"name": "voc_tags", "classes": "wardrobe_tags"}),
 }
 
 
@@ -121,7 +122,7 @@ def test_training_from_files_gives_the_numbers_of_training_from_memory(name: str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["spgnet_world", "schp_world", "pdml_world", "sgone_world"])
+@pytest.mark.parametrize("config", ["spgnet_world", "schp_world", "pdml_world", "seenet_world", "sgone_world"])
 def test_two_processes_give_the_metrics_of_one(config: str, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(world(config, tmp_path / "run", evaluation_batch_size=2)))

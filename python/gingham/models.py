@@ -13,6 +13,7 @@ _MODELS = {
     "dcr": ("gingham.methods.dcr.network", "DCR"),
     "pdml": ("gingham.methods.pdml.network", "PDML"),
     "schp": ("gingham.methods.schp.network", "ACE2P"),
+    "seenet": ("gingham.methods.seenet.network", "SeeNet"),
     "sgone": ("gingham.methods.sgone.network", "SGOne"),
     "spgnet": ("gingham.methods.spgnet.network", "SPGNet"),
 }
