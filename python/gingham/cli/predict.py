@@ -23,7 +23,8 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="gingham predict",
         description="Write an index mask, an overlay with a legend and the class shares of an image or of a folder's; "
-        "with a detector, the boxes before and after refinement.",
+        "with a detector, the boxes before and after refinement; with attention, its maps, pictures of them and seed "
+        "labels.",
     )
     parser.add_argument(
         "--config",
@@ -41,7 +42,8 @@ def main(words: list[str]) -> int:
         required=True,
         type=Path,
         metavar="DIR",
-        help="where masks/, overlays/ and shares.json go, or boxes/ and detections.json",
+        help="where masks/, overlays/ and shares.json go; or boxes/ and detections.json; or maps/, attention/, "
+        "overlays/, seeds/ and attention.json",
     )
     parser.add_argument(
         "--support",
@@ -58,6 +60,19 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("--support_value", type=int, metavar="N", help="only this value of the masks is the object")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
+    parser.add_argument(
+        "--tags",
+        type=Path,
+        metavar="FILE",
+        help="attention: a list of images with class numbers, as VOC's train_cls.txt; only images in it are taken "
+        "(default: all, with the classes that the network finds)",
+    )
+    parser.add_argument(
+        "--seeds", choices=("confident", "harmonic"), help="attention: write seed labels too, made by this rule"
+    )
+    parser.add_argument(
+        "--saliency", type=Path, metavar="DIR", help="attention: grey saliency maps NAME.png to make seeds with"
+    )
     options = parser.parse_args(words)
     files = image_files("--images", options.images)
     support = read_support(options.support, options.support_masks, options.support_value)
@@ -67,9 +82,14 @@ def main(words: list[str]) -> int:
 
     from tqdm import tqdm
 
-    from gingham.cli.predictions import writer_for
+    from gingham.cli.predictions import AttentionOptions, writer_for
 
-    writer = writer_for(recipe, data, options.out, support)
+    attention = AttentionOptions(options.tags, options.saliency, options.seeds)
+    writer = writer_for(recipe, data, options.out, support, attention)
+    if writer.stems is not None:
+        files = [file for file in files if file.stem in writer.stems]
+        if not files:
+            raise DataError(f"--images {options.images}: holds no image that is in {options.tags}")
     try:
         for name in writer.folders:
             (options.out / name).mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,11 @@
-"""What `gingham predict` writes of an image, by the kind of recipe: masks of classes, or boxes of detections."""
+"""What `gingham predict` writes of an image, by the kind of recipe: masks of classes, attention, or detections."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -13,8 +14,13 @@ from torchvision.tv_tensors import Image as ImageTensor
 from gingham.cli import pictures
 from gingham.cli.options import ConfigError
 from gingham.cli.support import SupportImage
-from gingham.errors import CheckpointError
+from gingham.data.attention_maps import export_attention, read_saliency, write_attention
+from gingham.data.image_tags import read_tags, tag_vector
+from gingham.data.segmentation import write_label
+from gingham.errors import CheckpointError, DataError
 from gingham.methods.dcr.recipe import DCRRecipe
+from gingham.methods.seenet.recipe import SeeNetRecipe
+from gingham.methods.seenet.seeds import confident_labels, harmonic_labels
 from gingham.methods.sgone.recipe import SGOneRecipe
 
 
@@ -23,6 +29,7 @@ class Writer(Protocol):
 
     folders: tuple[str, ...]
     summary: str  # name of its file
+    stems: Collection[str] | None  # of the files to take, that is their names without endings; None for all
 
     def write(self, name: str, image: Tensor) -> Any:
         """Predict and write.
@@ -34,10 +41,28 @@ class Writer(Protocol):
         Raises:
             MemoryError: the image is too large for the device.
             CheckpointError: the model does not have the data set's classes.
+            DataError: what the image needs beside itself is missing.
         """
 
 
-def writer_for(recipe: Any, data: Any, out: Path, support: Sequence[SupportImage] = ()) -> Writer:
+@dataclass(frozen=True)
+class AttentionOptions:
+    """What a user asks of attention.
+
+    Args:
+        tags: a list of images with their classes, see `gingham.data.image_tags`; None for those that the network finds.
+        saliency: a folder of saliency maps, one grey ``<name>.png`` an image.
+        seeds: the rule by which seed labels are made, "confident" or "harmonic"; None for no seeds.
+    """
+
+    tags: Path | None = None
+    saliency: Path | None = None
+    seeds: Literal["confident", "harmonic"] | None = None
+
+
+def writer_for(
+    recipe: Any, data: Any, out: Path, support: Sequence[SupportImage] = (), attention: AttentionOptions | None = None
+) -> Writer:
     """What writes the predictions of a recipe.
 
     Args:
@@ -45,9 +70,12 @@ def writer_for(recipe: Any, data: Any, out: Path, support: Sequence[SupportImage
         data: the data module of its configuration.
         out: the folder that holds the writer's folders.
         support: images with masks of what a few-shot method shall look for.
+        attention: what is asked of a method with attention.
 
     Raises:
-        ConfigError: supports for a method that takes none, or none for one that needs them.
+        ConfigError: supports or options of attention for a method that takes none, or no supports for one that needs
+            them.
+        DataError: tags, or a folder of saliency maps, that cannot be read.
     """
     few_shot = isinstance(recipe, SGOneRecipe)
     if few_shot != bool(support):
@@ -56,6 +84,10 @@ def writer_for(recipe: Any, data: Any, out: Path, support: Sequence[SupportImage
             if few_shot
             else "--support is of few-shot methods, and this configuration is of none"
         )
+    if isinstance(recipe, SeeNetRecipe):
+        return AttentionWriter(recipe, data, out, attention or AttentionOptions())
+    if attention not in (None, AttentionOptions()):
+        raise ConfigError("--tags, --seeds and --saliency are of methods with attention, such as seenet_voc")
     if isinstance(recipe, DCRRecipe):
         return DetectionWriter(recipe, data, out)
     return MaskWriter(recipe, data, out, _shown(recipe, data, support) if isinstance(recipe, SGOneRecipe) else recipe)
@@ -78,6 +110,7 @@ class MaskWriter:
 
     folders: tuple[str, ...] = ("masks", "overlays")
     summary = "shares.json"
+    stems: Collection[str] | None = None
 
     def __init__(self, recipe: Any, data: Any, out: Path, segment: Callable[[Tensor], Tensor]) -> None:
         self.device, self.out, self.segment = recipe.device, out, segment
@@ -108,6 +141,7 @@ class DetectionWriter:
 
     folders: tuple[str, ...] = ("boxes",)
     summary = "detections.json"
+    stems: Collection[str] | None = None
 
     def __init__(self, recipe: Any, data: Any, out: Path) -> None:
         self.recipe, self.out = recipe, out
@@ -126,6 +160,62 @@ class DetectionWriter:
             {"class": self.names[label - 1], "box": [round(x, 2) for x in box], "score": round(score, 4)}
             for box, label, score in rows
         ]
+
+
+class AttentionWriter:
+    """Attention maps as archives and grey images, pictures of them, and seed labels if they are asked for."""
+
+    summary = "attention.json"
+
+    def __init__(self, recipe: SeeNetRecipe, data: Any, out: Path, options: AttentionOptions) -> None:
+        self.recipe, self.out, self.options = recipe, out, options
+        self.normalize, self.labels = data.evaluate.normalize, data.label_space()
+        self.folders = ("maps", "attention", "overlays", *(["seeds"] if options.seeds else []))
+        count = recipe.num_classes
+        if self.labels.num_classes != count + 1:
+            raise CheckpointError(
+                f"the model has {count} classes, its data set {self.labels.num_classes} with the background: "
+                "mend --config"
+            )
+        if options.saliency is not None and (options.seeds is None or not options.saliency.is_dir()):
+            problem = "no such folder" if options.seeds else "needs --seeds, which it is for"
+            raise DataError(f"--saliency {options.saliency}: {problem}")
+        self.tags = None if options.tags is None else read_tags(options.tags, count)
+        self.stems: Collection[str] | None = self.tags
+        self._written: dict[str, str] = {}
+
+    def write(self, name: str, image: Tensor) -> dict[str, float]:
+        stem = Path(name).stem
+        if (other := self._written.setdefault(stem, name)) != name:
+            raise DataError(f"{name}: {other} has the same name but for its ending, and its maps would be overwritten")
+        pixels = _normalized(self.normalize, image).to(self.recipe.device)
+        tags, attention = _run(lambda: self._attention(stem, pixels), image)
+        write_attention(self.out / "maps" / f"{stem}.npz", attention[0].cpu(), tags[0].cpu())
+        export_attention(self.out / "attention", stem, attention[0].cpu(), tags[0].cpu())
+        kinds = tags[0].nonzero().flatten().tolist()
+        views = {self.labels.names[kind + 1]: attention[0, kind].cpu() for kind in kinds}
+        if self.options.seeds:
+            views["seeds"] = self._seeds(stem, tags, attention)[0].cpu()
+            write_label(self.out / "seeds" / f"{stem}.png", views["seeds"], self.labels)
+        sheet = pictures.draw_panels([(image, views)], self.labels.names, self.labels.palette)
+        sheet.save(self.out / "overlays" / f"{stem}.png")
+        shares = (attention[0, kinds] >= self.recipe.threshold).double().mean((-2, -1)).tolist()
+        return {self.labels.names[kind + 1]: round(share, 6) for kind, share in zip(kinds, shares, strict=True)}
+
+    def _attention(self, stem: str, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        if self.tags is None:
+            tags = self.recipe.predict_tags(pixels)
+        else:
+            tags = tag_vector(self.tags[stem], self.recipe.num_classes)[None].to(pixels.device)
+        return tags, self.recipe.attend(pixels, tags).maps
+
+    def _seeds(self, stem: str, tags: Tensor, attention: Tensor) -> Tensor:
+        saliency = None
+        if self.options.saliency is not None:
+            height, width = attention.shape[-2:]
+            saliency = read_saliency(self.options.saliency / f"{stem}.png", (height, width))[None].to(attention)
+        make = confident_labels if self.options.seeds == "confident" else harmonic_labels
+        return make(attention, tags, saliency)
 
 
 def _run(predict: Any, image: Tensor) -> Any:
