@@ -9,6 +9,8 @@ from typing import Any, Literal
 _RECIPE = "model.init_args."
 _NETWORK = _RECIPE + "network."
 _CALLBACK = "trainer.callbacks.0.init_args."
+# On the validation split two stages score best at this rate without supervision of the first, at 0.01 with it.
+_UNSUPERVISED = {_RECIPE + "stage_weights": [0.0, 1.0], _RECIPE + "learning_rate": 0.004}
 _NO_LABEL_FILES = {_CALLBACK + "write_labels": False}
 _NO_AVERAGE = {_CALLBACK + "average_weights": False, _CALLBACK + "estimate_batch_norm": False}
 
@@ -138,15 +140,15 @@ DEMOS = {
         title="SPGNet on scenes of garments at three scales",
         config="spgnet_world",
         arms={
-            "stages alone": {_NETWORK + "guidance": False, _RECIPE + "stage_weights": [0.0, 1.0]},
+            "stages alone": {_NETWORK + "guidance": False, **_UNSUPERVISED},
             "supervised stages": {_NETWORK + "guidance": False},
-            "gate without supervision": {_RECIPE + "stage_weights": [0.0, 1.0]},
+            "gate without supervision": _UNSUPERVISED,
             "full": {},
         },
         scores=(Score("mIoU", "miou"), Score("trousers-IoU", "focus_iou")),
         comparisons=(
+            Comparison("full", "stages alone", floor=1.0),
             Comparison("full", "supervised stages", floor=1.0),
-            Comparison("full", "stages alone"),
             Comparison("full", "gate without supervision"),
         ),
         quick=Length(arms=("supervised stages", "full")),
