@@ -1,8 +1,8 @@
 """Few-shot segmentation: items (an image and a class in it), episodes, and the protocols that say which are drawn.
 
 An episode asks for one class in a query image, given K support images with that class's mask. The protocols are those
-that published numbers rest on. They draw the same episodes from the same items, on any machine and with any version of
-Python; a list of episodes can be saved, and read by whoever wants to compare exactly.
+that published numbers rest on. They draw the same episodes from the same items whenever and wherever they are asked; a
+list of episodes can be saved, and read by whoever wants to compare exactly.
 """
 
 from __future__ import annotations
