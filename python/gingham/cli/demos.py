@@ -273,4 +273,31 @@ DEMOS = {
         quick=Length(arms=("global pooling", "masked pooling")),
         smoke=Length((40, 20, 20), _FEW_EPISODES, ("global pooling", "masked pooling")),
     ),
+    "seenet": Demo(
+        title="SeeNet on scenes with image-level labels",
+        config="seenet_world",
+        arms={
+            "CAM": {_NETWORK + "erase": False, _NETWORK + "background_threshold": None},
+            "erasing": {_NETWORK + "train_thresholds": [0.5, 0.0], _NETWORK + "background_threshold": None},
+            "SeeNet": {},
+        },
+        scores=(
+            Score("IoU at 0.3", "seed_iou"),
+            Score("IoU", "object_iou"),
+            Score("leakage", "leakage", lower_is_better=True),
+            Score("threshold", "threshold"),
+        ),
+        comparisons=(
+            Comparison("SeeNet", "CAM", floor=8.0),
+            Comparison("SeeNet", "CAM", score="IoU"),
+            Comparison("SeeNet", "CAM", floor=0.0, score="leakage"),
+            Comparison("CAM", "erasing", floor=0.0, score="leakage"),
+            Comparison("SeeNet", "erasing"),
+            Comparison("SeeNet", "erasing", score="IoU"),
+            Comparison("SeeNet", "erasing", score="leakage"),
+        ),
+        course="val_leakage",
+        quick=Length(arms=("CAM", "SeeNet")),
+        smoke=Length((32, 8, 8), {"trainer.max_epochs": 1, "trainer.check_val_every_n_epoch": 1}, ("CAM", "SeeNet")),
+    ),
 }
