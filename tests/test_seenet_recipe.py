@@ -180,6 +180,18 @@ def test_the_threshold_is_the_best_of_validation_and_kept_for_the_test(tmp_path:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_one_class_is_enough(tmp_path: Path) -> None:
+    made = recipe({"num_classes": 1})
+    items: Any = [
+        {**item, "tags": item["tags"][:1], "label": torch.where(item["label"] > 1, 0, item["label"])}
+        for item in loader("val").dataset
+    ]
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(made, DataLoader(items, 4), DataLoader(items, 4))
+    assert 0 < run.callback_metrics["val_tag_precision"] <= 1 and made.scores["val"].iou.shape == (2,)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_tags_that_are_not_given_are_those_the_network_finds() -> None:
     made = recipe().eval()
     batch = next(iter(loader("val")))

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.classification import MultilabelAveragePrecision
+from torchmetrics import Metric
+from torchmetrics.classification import BinaryAveragePrecision, MultilabelAveragePrecision
 
 from gingham.errors import DataError
 from gingham.methods.network_recipe import NetworkRecipe
@@ -87,9 +88,7 @@ class SeeNetRecipe(NetworkRecipe):
         self.register_buffer("threshold", torch.tensor(0.5 if threshold is None else threshold))
         splits = ("val", "test")
         self.meters = nn.ModuleDict({split: AttentionMeter(self.num_classes) for split in splits})
-        self.tag_meters = nn.ModuleDict(
-            {split: MultilabelAveragePrecision(self.num_classes, ignore_index=-1) for split in splits}
-        )
+        self.tag_meters = nn.ModuleDict({split: _tag_meter(self.num_classes) for split in splits})
         #: Of "val" and "test", from the last evaluation: over all thresholds, and at the one in use.
         self.attention_scores: dict[str, AttentionScores] = {}
         self.scores: dict[str, SegmentationScores] = {}
@@ -217,6 +216,12 @@ class SeeNetRecipe(NetworkRecipe):
 
     def on_test_epoch_end(self) -> None:
         self.report("test")
+
+
+def _tag_meter(count: int) -> Metric:
+    if count == 1:
+        return BinaryAveragePrecision(ignore_index=-1)
+    return MultilabelAveragePrecision(count, ignore_index=-1)
 
 
 def _nearest(scores: AttentionScores, threshold: float) -> int:
