@@ -81,11 +81,12 @@ def _run(module: Any, query: Any, key: Any, value: Any, scale: float, out: Any, 
     if result.size:
         lse = module.empty((value.shape[0], *value.shape[2:]), dtype=np.float64)
         code = FLOATING[value.dtype.name]
-        arguments = shape, code, scale, *(view_of(module, x) for x in (*maps, result)), address_of(module, lse)
+        views = [view_of(module, x) for x in (*maps, result)]
+        arguments = shape, code, scale, *views, address_of(module, lse)
         if module is np:
             native().criss_cross_attention(*arguments, threads)
         else:
-            run_cuda(module, _NAME, (shape, code), arguments)
+            run_cuda(module, _NAME, (shape, code, views[2]), arguments)
     if out is not None and result is not out:
         out[...] = result
     return result if out is None else out
