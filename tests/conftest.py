@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")  # a module's trainings that its tests share are compared with theirs to the bit
 def one_thread() -> Iterator[None]:
     """Small networks: with several test processes, threads of theirs only wait for each other."""
     import torch

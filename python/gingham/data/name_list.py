@@ -15,8 +15,9 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 def read_names(path: Path) -> list[str]:
     """Read the names in a list, without blank lines.
 
-    Of a line of paths, such as ``/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png`` in the lists of
-    DeepLab, the name is the first file's, without folder and ending.
+    Of a line of paths that begin with a slash, such as
+    ``/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png`` in the lists of DeepLab, the name is the first
+    file's, without folder and ending.
 
     Raises:
         DataError: there is no such file, it is not text, or it names nothing.
@@ -28,7 +29,7 @@ def read_names(path: Path) -> list[str]:
         raise DataError(f"{path}: no such file, {expected}") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: not a text file, {expected}") from None
-    names = [Path(line.split()[0]).stem if "/" in line else line.strip() for line in lines if line.strip()]
+    names = [Path(line.split()[0]).stem if line.startswith("/") else line.strip() for line in lines if line.strip()]
     if not names:
         raise DataError(f"{path}: no images found, {expected}")
     return names
