@@ -1,7 +1,6 @@
 """SeeNet's recipe under Lightning's trainer: losses, rates, thresholds, checkpoints; and the road to segmentation."""
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from gingham.methods.seenet.objective import branch_losses
 from gingham.methods.seenet.recipe import SeeNetRecipe
 from gingham.methods.seenet.seeds import confident_labels
 from gingham.methods.segmentation_data import SegmentationData
+from trainings import trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,22 +42,6 @@ NETWORK: dict[str, Any] = {
 }
 SCORES = {"miou", "object_iou", "seed_iou", "precision", "recall", "leakage", "threshold", "tag_precision"}
 SCORES |= {f"iou/{index:02d}" for index in range(6)}
-
-
-def trainer(folder: Path, **options: Any) -> lightning.Trainer:
-    warnings.filterwarnings("ignore")
-    defaults: dict[str, Any] = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "default_root_dir": folder,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        "enable_progress_bar": False,
-        "use_distributed_sampler": False,
-        "num_sanity_val_steps": 0,
-    }
-    return lightning.Trainer(**defaults | options)
 
 
 def loader(split: str = "train", count: int = 8, batch: int = 4) -> DataLoader[Any]:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from gingham.errors import DataError
 from gingham.methods.sgone.data import EpisodeData
 from gingham.methods.sgone.objective import combine_masks
 from gingham.methods.sgone.recipe import SGOneRecipe
+from trainings import trainer
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 
@@ -54,22 +54,6 @@ def data(**options: Any) -> EpisodeData:
         "lengths": (12, 8, 8),
     }
     return EpisodeData(**given | options)
-
-
-def trainer(folder: Path, **options: Any) -> lightning.Trainer:
-    warnings.filterwarnings("ignore")
-    defaults: dict[str, Any] = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "default_root_dir": folder,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        "enable_progress_bar": False,
-        "use_distributed_sampler": False,
-        "num_sanity_val_steps": 0,
-    }
-    return lightning.Trainer(**defaults | options)
 
 
 @pytest.fixture(scope="module")
