@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import lightning
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from gingham.errors import CheckpointError
 
 
-class NetworkRecipe(lightning.LightningModule):
+class NetworkRecipe(lightning.LightningModule, ABC):
     """Trains a network; what its steps are and how it is evaluated, subclasses say.
 
     Args:
@@ -91,6 +92,28 @@ class NetworkRecipe(lightning.LightningModule):
     def rate_factor(self, step: int, total: int) -> float:
         """The learning rate at a step of the training, as a share of that at step 0; warm-up comes on top."""
         return float(max(0.0, 1 - step / total) ** self.power)
+
+    @abstractmethod
+    def evaluate(self, batch: Any, split: str) -> None:
+        """Count a batch of "val" or "test" in the split's meters."""
+
+    @abstractmethod
+    def report(self, split: str) -> None:
+        """Log the split's scores under its name, and begin anew."""
+
+    # -------------------------------------------------------------------------------------------- evaluation
+
+    def validation_step(self, batch: Any, batch_index: int) -> None:
+        self.evaluate(batch, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        self.report("val")
+
+    def test_step(self, batch: Any, batch_index: int) -> None:
+        self.evaluate(batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        self.report("test")
 
     # -------------------------------------------------------------------------------------------- training
 

@@ -8,7 +8,7 @@ for each step:
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -29,7 +29,7 @@ class Refinement(NamedTuple):
     alpha: float  # the share of the given labels in the refined ones
 
 
-class SegmentationRecipe(NetworkRecipe, ABC):
+class SegmentationRecipe(NetworkRecipe):
     """Trains and evaluates a segmentation network on batches of images and labels from any loader.
 
     It logs ``loss`` and, after ``val_`` or ``test_``, ``miou``, ``pixel_accuracy``, ``mean_accuracy``, ``iou/NN`` of
@@ -208,15 +208,3 @@ class SegmentationRecipe(NetworkRecipe, ABC):
             self.boundary_scores[split] = boundary.compute()  # type: ignore[operator]
             boundary.reset()  # type: ignore[operator]
             self.log(f"{split}_boundary_iou", self.boundary_scores[split].mean)
-
-    def validation_step(self, batch: Any, batch_index: int) -> None:
-        self.evaluate(batch, "val")
-
-    def on_validation_epoch_end(self) -> None:
-        self.report("val")
-
-    def test_step(self, batch: Any, batch_index: int) -> None:
-        self.evaluate(batch, "test")
-
-    def on_test_epoch_end(self) -> None:
-        self.report("test")

@@ -128,9 +128,8 @@ class ComposedScenes(SegmentationDataset):
     Args:
         split: "train", "val" or "test"; test garments and backgrounds never occur in the other two.
         length: how many scenes; sample `i` is the same whatever the length.
-        labels: the classes.
         size: pixels of the picture's side, 32 or above.
-        garments: garments in a scene, `fewest_garments` to `most_garments`.
+        garments: garments in a scene, `fewest_garments` to `most_garments`; None for `usual_garments`.
         cache: whether to compose all scenes now and keep them, 16 KiB each at size 64, instead of composing them anew
             at each visit.
         transform: applied to each item.
@@ -139,27 +138,30 @@ class ComposedScenes(SegmentationDataset):
         ValueError: an argument outside its range.
     """
 
+    #: The classes.
+    scene_labels: LabelSpace
+    usual_garments: int
     fewest_garments, most_garments = 4, 10
 
     def __init__(
         self,
         split: str,
         length: int,
-        labels: LabelSpace,
         *,
-        size: int,
-        garments: int,
-        cache: bool,
-        transform: Transform | None,
+        size: int = 64,
+        garments: int | None = None,
+        cache: bool = False,
+        transform: Transform | None = None,
     ) -> None:
         split_number(split)
+        garments = self.usual_garments if garments is None else garments
         if length < 0:
             raise ValueError(f"length must be 0 or above, got {length}")
         if size < 32:
             raise ValueError(f"size must be 32 or above, got {size}")
         if not self.fewest_garments <= garments <= self.most_garments:
             raise ValueError(f"garments must be {self.fewest_garments} to {self.most_garments}, got {garments}")
-        super().__init__(split, labels, transform)
+        super().__init__(split, self.scene_labels, transform)
         self.length, self.size, self.garments = length, size, garments
         self._kept: tuple[torch.Tensor, torch.Tensor] | None = None
         if cache:

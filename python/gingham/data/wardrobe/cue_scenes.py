@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from gingham.data.cityscapes import CITYSCAPES_LABELS
 from gingham.data.labels import LabelSpace
-from gingham.data.segmentation import Transform
 from gingham.data.wardrobe.assets import load_wardrobe, sample_generator
 from gingham.data.wardrobe.composition import ComposedScenes, Composition, Scene
 from gingham.data.wardrobe.garments import Category, cut_garment, random_tint
@@ -104,7 +103,7 @@ class CueScenes(ComposedScenes):
         split: "train", "val" or "test"; test garments and backgrounds never occur in the other two.
         length: how many scenes; sample `i` is the same whatever the length.
         size: pixels of the picture's side, 32 or above.
-        garments: garments in a scene, the cue included, 4 to 10.
+        garments: garments in a scene, the cue included, 4 to 10; None for 8.
         cache: whether to compose all scenes now and keep them, 16 KiB each at size 64, instead of composing them anew
             at each visit.
         transform: applied to each item.
@@ -122,17 +121,8 @@ class CueScenes(ComposedScenes):
     #: The class indices of the trousers, whose IoU measures whether the cue was understood.
     trousers = tuple(_TROUSERS.values())
 
-    def __init__(
-        self,
-        split: str,
-        length: int,
-        *,
-        size: int = 64,
-        garments: int = 8,
-        cache: bool = False,
-        transform: Transform | None = None,
-    ) -> None:
-        super().__init__(split, length, CUE_LABELS, size=size, garments=garments, cache=cache, transform=transform)
+    scene_labels = CUE_LABELS
+    usual_garments = 8
 
     def compose(self, index: int) -> Scene:
         return make_cue_scene(self.split, index, size=self.size, garments=self.garments)

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gingham.data.labels import LabelSpace, bit_interleaved_palette
-from gingham.data.segmentation import Transform
 from gingham.data.wardrobe.assets import load_wardrobe, sample_generator, split_number
 from gingham.data.wardrobe.composition import ComposedScenes, Composition, Scene
 from gingham.data.wardrobe.garments import Category, random_tint
@@ -137,7 +136,7 @@ class GarmentScenes(ComposedScenes):
         split: "train", "val" or "test"; test garments and backgrounds never occur in the other two.
         length: how many scenes; sample `i` is the same whatever the length.
         size: pixels of the picture's side, 32 or above.
-        garments: garments in a scene, 2 to 10.
+        garments: garments in a scene, 2 to 10; None for 3.
         cache: whether to compose all scenes now and keep them, 16 KiB each at size 64, instead of composing them anew
             at each visit.
         transform: applied to each item.
@@ -153,17 +152,8 @@ class GarmentScenes(ComposedScenes):
 
     fewest_garments = 2
 
-    def __init__(
-        self,
-        split: str,
-        length: int,
-        *,
-        size: int = 64,
-        garments: int = 3,
-        cache: bool = False,
-        transform: Transform | None = None,
-    ) -> None:
-        super().__init__(split, length, GARMENT_LABELS, size=size, garments=garments, cache=cache, transform=transform)
+    scene_labels = GARMENT_LABELS
+    usual_garments = 3
 
     def compose(self, index: int) -> Scene:
         return make_garment_scene(self.split, index, size=self.size, garments=self.garments)
@@ -176,7 +166,7 @@ class CategoryScenes(ComposedScenes):
         split: "train", "val" or "test"; test garments and backgrounds never occur in the other two.
         length: how many scenes; sample `i` is the same whatever the length.
         size: pixels of the picture's side, 32 or above.
-        garments: garments in a scene, 2 to 7.
+        garments: garments in a scene, 2 to 7; None for 3.
         cache: whether to compose all scenes now and keep them, 16 KiB each at size 64, instead of composing them anew
             at each visit.
         transform: applied to each item.
@@ -191,17 +181,8 @@ class CategoryScenes(ComposedScenes):
 
     fewest_garments, most_garments = 2, 7
 
-    def __init__(
-        self,
-        split: str,
-        length: int,
-        *,
-        size: int = 64,
-        garments: int = 3,
-        cache: bool = False,
-        transform: Transform | None = None,
-    ) -> None:
-        super().__init__(split, length, CATEGORY_LABELS, size=size, garments=garments, cache=cache, transform=transform)
+    scene_labels = CATEGORY_LABELS
+    usual_garments = 3
 
     def compose(self, index: int) -> Scene:
         return make_category_scene(self.split, index, size=self.size, garments=self.garments)

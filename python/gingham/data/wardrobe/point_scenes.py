@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from gingham.data.labels import LabelSpace
 from gingham.data.points import PointSet, draw_pixels
-from gingham.data.segmentation import Transform
 from gingham.data.wardrobe.assets import split_number
 from gingham.data.wardrobe.composition import ComposedScenes, Scene
 from gingham.data.wardrobe.cue_scenes import make_cue_scene
@@ -47,7 +46,7 @@ class PointScenes(ComposedScenes):
         split: "train", "val" or "test"; test garments and backgrounds never occur in the other two.
         length: how many scenes; sample `i` is the same whatever the length.
         size: pixels of the picture's side, 32 or above.
-        garments: garments in a scene, 4 to 10.
+        garments: garments in a scene, 4 to 10; None for 8.
         cache: whether to compose all scenes now and keep them, 16 KiB each at size 64, instead of composing them anew
             at each visit.
         transform: applied to each item.
@@ -63,19 +62,8 @@ class PointScenes(ComposedScenes):
         (torch.Size([3, 64, 64]), torch.Size([9, 3]), 'wardrobe_train_000000')
     """
 
-    def __init__(
-        self,
-        split: str,
-        length: int,
-        *,
-        size: int = 64,
-        garments: int = 8,
-        cache: bool = False,
-        transform: Transform | None = None,
-    ) -> None:
-        super().__init__(
-            split, length, POINT_SCENE_LABELS, size=size, garments=garments, cache=cache, transform=transform
-        )
+    scene_labels = POINT_SCENE_LABELS
+    usual_garments = 8
 
     def compose(self, index: int) -> Scene:
         scene = make_cue_scene(self.split, index, size=self.size, garments=self.garments)

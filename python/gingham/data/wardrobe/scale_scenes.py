@@ -98,7 +98,7 @@ class ScaleScenes(ComposedScenes):
         split: "train", "val" or "test"; test garments and backgrounds never occur in the other two.
         length: how many scenes; sample `i` is the same whatever the length.
         size: pixels of the picture's side, 32 or above.
-        garments: garments in a scene, the bag included, 4 to 10.
+        garments: garments in a scene, the bag included, 4 to 10; None for 8.
         decoys: probability, 0 to 1, that another garment is red or blue as a bag could be.
         cache: whether to compose all scenes now and keep them, 16 KiB each at size 64, instead of composing them anew
             at each visit.
@@ -117,13 +117,16 @@ class ScaleScenes(ComposedScenes):
     #: The class indices of the trousers, whose IoU measures whether the bag was understood.
     trousers = tuple(_TROUSERS.values())
 
+    scene_labels = SCALE_LABELS
+    usual_garments = 8
+
     def __init__(
         self,
         split: str,
         length: int,
         *,
         size: int = 64,
-        garments: int = 8,
+        garments: int | None = None,
         decoys: float = 0.2,
         cache: bool = False,
         transform: Transform | None = None,
@@ -131,7 +134,7 @@ class ScaleScenes(ComposedScenes):
         if not 0 <= decoys <= 1:
             raise ValueError(f"decoys must be 0 to 1, got {decoys}")
         self.decoys = decoys
-        super().__init__(split, length, SCALE_LABELS, size=size, garments=garments, cache=cache, transform=transform)
+        super().__init__(split, length, size=size, garments=garments, cache=cache, transform=transform)
 
     def compose(self, index: int) -> Scene:
         return make_scale_scene(self.split, index, size=self.size, garments=self.garments, decoys=self.decoys)

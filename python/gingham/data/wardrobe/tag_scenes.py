@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from gingham.data.image_tags import tag_vector, tags_of
 from gingham.data.labels import IGNORE_INDEX, LabelSpace
-from gingham.data.segmentation import SegmentationItem, Transform
+from gingham.data.segmentation import SegmentationItem
 from gingham.data.wardrobe.assets import load_wardrobe, sample_generator
 from gingham.data.wardrobe.composition import ComposedScenes, Composition, Scene
 from gingham.data.wardrobe.garments import Category, Garment, random_tint
@@ -121,7 +121,7 @@ class TagScenes(ComposedScenes):
         split: "train", "val" or "test"; test garments and backgrounds never occur in the other two.
         length: how many scenes; sample `i` is the same whatever the length.
         size: pixels of the picture's side, 32 or above.
-        garments: garments in a scene, one or two of which have labels, 4 to 10.
+        garments: garments in a scene, one or two of which have labels, 4 to 10; None for 6.
         cache: whether to compose all scenes now and keep them, 16 KiB each at size 64, instead of composing them anew
             at each visit.
         transform: applied to each item.
@@ -135,19 +135,8 @@ class TagScenes(ComposedScenes):
         (tensor([0, 0, 0, 1, 0]), tensor([  0,   4, 255]))
     """
 
-    def __init__(
-        self,
-        split: str,
-        length: int,
-        *,
-        size: int = 64,
-        garments: int = 6,
-        cache: bool = False,
-        transform: Transform | None = None,
-    ) -> None:
-        super().__init__(
-            split, length, TAG_SCENE_LABELS, size=size, garments=garments, cache=cache, transform=transform
-        )
+    scene_labels = TAG_SCENE_LABELS
+    usual_garments = 6
 
     def compose(self, index: int) -> Scene:
         return make_tag_scene(self.split, index, size=self.size, garments=self.garments)

@@ -142,18 +142,6 @@ class DCRRecipe(NetworkRecipe):
             voc = voc_average_precision(scores.truth, scores.detections, self.num_classes, eleven_points=eleven)
             self.log(f"{split}_voc_ap50", voc.nanmean())
 
-    def validation_step(self, batch: Any, batch_index: int) -> None:
-        self.evaluate(batch, "val")
-
-    def on_validation_epoch_end(self) -> None:
-        self.report("val")
-
-    def test_step(self, batch: Any, batch_index: int) -> None:
-        self.evaluate(batch, "test")
-
-    def on_test_epoch_end(self) -> None:
-        self.report("test")
-
     def views(self, item: Any) -> dict[str, Detections]:
         """What pictures show of an item: its detections after refinement and, if there is a branch, before."""
         image = item["image"].to(self.device)

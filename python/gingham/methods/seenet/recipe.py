@@ -205,18 +205,6 @@ class SeeNetRecipe(NetworkRecipe):
         for number, iou in enumerate(scores.iou.tolist()):
             self.log(f"{split}_iou/{number:02d}", iou)
 
-    def validation_step(self, batch: Any, batch_index: int) -> None:
-        self.evaluate(batch, "val")
-
-    def on_validation_epoch_end(self) -> None:
-        self.report("val")
-
-    def test_step(self, batch: Any, batch_index: int) -> None:
-        self.evaluate(batch, "test")
-
-    def on_test_epoch_end(self) -> None:
-        self.report("test")
-
 
 def _tag_meter(count: int) -> Metric:
     if count == 1:

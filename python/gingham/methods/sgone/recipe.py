@@ -158,11 +158,11 @@ class SGOneRecipe(NetworkRecipe):
         heat = upsample_logits(similarity, query.shape[-2:], align_corners=False).clamp(0, 1)
         return {"prediction": prediction[0].long().cpu(), "similarity": heat[0, 0].float().cpu()}
 
-    def _evaluate(self, batch: Any, split: str) -> None:
+    def evaluate(self, batch: Any, split: str) -> None:
         prediction = self.predict_objects(batch)
         self.meters[split].update(prediction, batch["label"], batch["class_index"], batch["run"])  # type: ignore[operator]
 
-    def _report(self, split: str) -> None:
+    def report(self, split: str) -> None:
         """Log the scores of a split, and begin to count anew."""
         meter: Any = self.meters[split]
         scores: FewShotScores = meter.compute()
@@ -177,18 +177,6 @@ class SGOneRecipe(NetworkRecipe):
             self.log(f"{split}_miou_spread", scores.miou_spread)
         for class_index, iou in zip(meter.classes, scores.iou.reshape(-1).tolist(), strict=True):
             self.log(f"{split}_iou/{class_index:02d}", iou)
-
-    def validation_step(self, batch: Any, batch_index: int) -> None:
-        self._evaluate(batch, "val")
-
-    def on_validation_epoch_end(self) -> None:
-        self._report("val")
-
-    def test_step(self, batch: Any, batch_index: int) -> None:
-        self._evaluate(batch, "test")
-
-    def on_test_epoch_end(self) -> None:
-        self._report("test")
 
 
 def _to(value: Any, device: torch.device) -> Any:
