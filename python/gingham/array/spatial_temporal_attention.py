@@ -89,7 +89,10 @@ def spatial_temporal_sums(
 
     Args:
         features: [N, C, H, W]; otherwise as of `spatial_temporal_attention`.
-        parts, energy, eps, threads: as of `spatial_temporal_attention`.
+        parts: as of `spatial_temporal_attention`.
+        energy: as of `spatial_temporal_attention`.
+        eps: as of `spatial_temporal_attention`.
+        threads: as of `spatial_temporal_attention`.
 
     Returns:
         sums [N, K, C], float32 (float64 for float64), and energies [N, K], same dtype.
@@ -121,7 +124,8 @@ def spatial_temporal_attention_from_sums(
         sums: [B, T, K, C], float32 or float64, with T and K of at least 1.
         energies: [B, T, K], dtype of `sums`.
         positions: H * W of the features, at least 1.
-        eps, threads: as of `spatial_temporal_attention`.
+        eps: as of `spatial_temporal_attention`.
+        threads: as of `spatial_temporal_attention`.
 
     Returns:
         pooled [B, 2C] and scores [B, T, K] in the dtype of `sums`, and frames [B, K], int64.

@@ -127,7 +127,9 @@ def spatial_temporal_sums(
 
     Args:
         features: [N, C, H, W], N frames; otherwise as of `spatial_temporal_attention`.
-        parts, energy, eps: as of `spatial_temporal_attention`.
+        parts: as of `spatial_temporal_attention`.
+        energy: as of `spatial_temporal_attention`.
+        eps: as of `spatial_temporal_attention`.
 
     Returns:
         sums: [N, K, C], the sums of the features over each band, float32 (float64 for float64).

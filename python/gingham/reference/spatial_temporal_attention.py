@@ -60,7 +60,9 @@ def spatial_temporal_sums(
 
     Args:
         features: [N, C, H, W], floating point.
-        parts, energy, eps: as of `spatial_temporal_attention`.
+        parts: as of `spatial_temporal_attention`.
+        energy: as of `spatial_temporal_attention`.
+        eps: as of `spatial_temporal_attention`.
 
     Returns:
         sums [N, K, C] of the features over each band, and energies [N, K]: the attention that each band gets.

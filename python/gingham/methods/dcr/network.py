@@ -235,7 +235,12 @@ class DCR(
         pool_size: bins down and across that the branch sees of a box, 1 or more. 56 at stride 4 is what an image of
             224x224 pixels has there.
         decoupled: whether the branch's loss stays out of the stage that it takes its features from.
-        top, fusion, threshold, overlap, most, max_mib: see `RefinedDetector`.
+        top: see `RefinedDetector`.
+        fusion: see `RefinedDetector`.
+        threshold: see `RefinedDetector`.
+        overlap: see `RefinedDetector`.
+        most: see `RefinedDetector`.
+        max_mib: see `RefinedDetector`.
         sampling: options of `gingham.methods.dcr.objective.SamplingRule`.
         frozen_norm: whether batch norm in the backbone and the branch is a fixed scale and shift, as pretrained.
         freeze_stem: whether a ResNet up to "layer1", or another backbone up to the fork, stays as pretrained.
