@@ -8,7 +8,7 @@ OPERATORS := $(filter-out core,$(basename $(notdir $(wildcard csrc/include/gingh
 OPERATOR_TESTS := $(OPERATORS:%=tests/test_%.py) tests/test_array.py
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test fuzz wheel lint install sanitize clean
+.PHONY: demo docs test fuzz wheel lint install sanitize clean
 
 install: $(STAMP)
 
@@ -31,6 +31,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile
+
+# The pages of operators, methods and packages in site/; a link that leads nowhere is an error.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Random calls of every operator, well-formed and malformed; a few minutes.
 fuzz: $(STAMP)
@@ -58,4 +62,4 @@ sanitize:
 		$(VENV)-sanitize/bin/python -m pytest -s -n 2 --dist loadfile $(OPERATOR_TESTS) -k "not compile and not export"
 
 clean:
-	rm -rf $(VENV) $(VENV)-sanitize build dist wheelhouse demo
+	rm -rf $(VENV) $(VENV)-sanitize build dist wheelhouse demo site

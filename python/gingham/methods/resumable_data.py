@@ -51,7 +51,8 @@ class EpochBatches(Sampler[list[Position]]):
         length: number of items.
         batch_size: items in a batch of one process. What does not fill a batch of all processes is left out.
         seed: of the permutations.
-        rank, world_size: of this process.
+        rank: of this process.
+        world_size: number of processes.
         trained: gives the number of batches trained so far in all epochs, asked for when a pass begins.
     """
 
