@@ -60,6 +60,20 @@ def test_contracted_dilation_starts_a_stage_with_the_one_before() -> None:
     assert [block.conv2.dilation[0] for block in body["layer4"]] == [2, 4, 4]
 
 
+@pytest.mark.parametrize("name", ["resnet50", "mobilenetv2_050"])
+def test_a_last_stride_of_one_need_not_be_dilated(name: str) -> None:
+    with torch.device("meta"):
+        usual, dilated = Backbone(name).eval(), Backbone(name, output_stride=16)
+        backbone = Backbone(name, output_stride=16, dilate=False).eval()
+        assert backbone(torch.empty(1, 3, 256, 128))[-1].shape[-2:] == (16, 8)
+
+    def convolutions(network: nn.Module) -> list[tuple[object, ...]]:
+        return [(x.kernel_size, x.dilation, x.padding) for x in network.modules() if isinstance(x, nn.Conv2d)]
+
+    assert convolutions(backbone) == convolutions(usual) != convolutions(dilated)
+    assert backbone.state_dict().keys() == usual.state_dict().keys()
+
+
 @pytest.mark.parametrize("stride", [8, 16, 32])
 def test_output_stride_is_kept(stride: int) -> None:
     backbone = Backbone("resnet18", output_stride=stride, options={"channels": [8, 8, 16, 16]}).eval()

@@ -30,6 +30,8 @@ class Backbone(nn.Module):
         stages: how many of the last stages to return.
         output_stride: pixels of the image per pixel of the last stage, 32, 16 or 8 (small: 8, 4 or 2). Stages beyond
             it keep their size and are dilated instead.
+        dilate: whether they are dilated. False: they only lose their stride, as the "last stride 1" of
+            re-identification has it; weights are the same. "small" dilates nothing.
         deep_stem: ResNets only: three 3x3 convolutions (64, 64, 128 channels) in place of the 7x7. None: wherever the
             network has such a 7x7; others, such as "resnet101c", keep their own stem.
         ceil_mode: with a deep stem: whether its max-pool rounds sizes up, so that 512 rows give 129 (CCNet's official
@@ -63,6 +65,7 @@ class Backbone(nn.Module):
         *,
         stages: int = 2,
         output_stride: int = 32,
+        dilate: bool = True,
         deep_stem: bool | None = False,
         ceil_mode: bool = True,
         contract_dilation: bool = False,
@@ -82,6 +85,8 @@ class Backbone(nn.Module):
             self.strides: list[int] = body.strides[-stages:]
         else:
             body = _timm_network(name, stages, output_stride, deep_stem, ceil_mode, contract_dilation, weights, options)
+            if not dilate:
+                _undo_dilation(body)
             self.channels = body.feature_info.channels()
             self.strides = body.feature_info.reduction()
         self.body = body
@@ -242,6 +247,14 @@ def _dilate_first_blocks(network: Any) -> None:
             *_, dilation = (spatial.dilation for spatial in _spatial_convolutions(stage[-1]))
             for spatial in _spatial_convolutions(stage[0]):
                 spatial.dilation = spatial.padding = dilation
+
+
+def _undo_dilation(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.dilation != (1, 1):
+            assert not isinstance(module.padding, str)
+            rows, columns = (side // step for side, step in zip(module.padding, module.dilation, strict=True))
+            module.padding, module.dilation = (rows, columns), (1, 1)
 
 
 def _spatial_convolutions(block: nn.Module) -> Iterator[nn.Conv2d]:
