@@ -2,7 +2,7 @@
 
 for each step t of T:
     loss = the method's loss of network and batch
-    SGD or AdamW, learning rate lr (1 - t / T)^power, or another schedule of the method's
+    SGD, Adam or AdamW, learning rate lr (1 - t / T)^power, or another schedule of the method's
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class NetworkRecipe(lightning.LightningModule, ABC):
         network_class: of the network.
         network: options of that class. ``backbone_weights`` are read when a training begins; resuming, evaluating and
             predicting do without.
-        optimizer: "sgd" or "adamw".
+        optimizer: "sgd", "adam" (weight decay is part of the gradient) or "adamw".
         learning_rate: at step 0, above 0.
         momentum: of "sgd", from 0 to below 1.
         weight_decay: on every parameter, 0 or more.
@@ -44,7 +44,7 @@ class NetworkRecipe(lightning.LightningModule, ABC):
         network_class: type[nn.Module],
         network: dict[str, Any],
         *,
-        optimizer: Literal["sgd", "adamw"] = "sgd",
+        optimizer: Literal["sgd", "adam", "adamw"] = "sgd",
         learning_rate: float = 0.01,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
@@ -57,8 +57,8 @@ class NetworkRecipe(lightning.LightningModule, ABC):
         valid = inspect.signature(network_class).parameters
         if unknown := sorted(network.keys() - valid.keys()):
             raise ValueError(f"network has no option {unknown[0]!r}: there are {', '.join(valid)}")
-        if optimizer not in ("sgd", "adamw"):
-            raise ValueError(f"optimizer must be 'sgd' or 'adamw', got {optimizer!r}")
+        if optimizer not in ("sgd", "adam", "adamw"):
+            raise ValueError(f"optimizer must be 'sgd', 'adam' or 'adamw', got {optimizer!r}")
         if not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate must be above 0, got {learning_rate}")
         if not 0 <= momentum < 1:
@@ -130,7 +130,8 @@ class NetworkRecipe(lightning.LightningModule, ABC):
                 groups, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
             )
         else:
-            optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
+            kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
+            optimizer = kind(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
         if math.isinf(steps := self.trainer.estimated_stepping_batches):
             raise MisconfigurationException(
                 "trainer.max_epochs or trainer.max_steps must be given: the learning rate falls over the whole training"
