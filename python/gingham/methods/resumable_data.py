@@ -8,19 +8,19 @@ how many batches were trained.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import reduce
 from typing import Any
 
 import lightning
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from gingham.data.batch_order import OrderedBatches, Position, mixed_seed
 from gingham.errors import DataError
-
-Position = tuple[int, int]  # (epoch, index)
 
 
 class SeededItems(Dataset[Any]):
-    """A data set whose augmentation is drawn anew for each (epoch, index), and the same whenever that comes again."""
+    """A data set whose augmentation is drawn anew for each position, and the same whenever that comes again."""
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset = dataset
@@ -30,22 +30,13 @@ class SeededItems(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, position: Position) -> Any:
-        epoch, index = position
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mixed_seed(mixed_seed(self.seed, epoch), index))
-            return self.dataset[index]
+            torch.manual_seed(reduce(mixed_seed, position, self.seed))
+            return self.dataset[position[1]]
 
 
-def mixed_seed(seed: int, number: int) -> int:
-    """A seed that follows from another and a number, such as that of an epoch."""
-    return (seed * 1_000_003 + number) % 2**63  # what torch.manual_seed takes
-
-
-class EpochBatches(Sampler[list[Position]]):
+class EpochBatches(OrderedBatches[tuple[int, int]]):
     """Batches of permutations that follow from (seed, epoch); each process takes its share of every batch.
-
-    One pass gives as many batches as an epoch has, beginning after those that were trained: after the seventh batch of
-    an epoch of ten it gives three of that epoch and seven of the next.
 
     Args:
         length: number of items.
@@ -65,26 +56,19 @@ class EpochBatches(Sampler[list[Position]]):
         world_size: int = 1,
         trained: Callable[[], int] = lambda: 0,
     ) -> None:
+        super().__init__(trained)
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.rank, self.world_size = rank, world_size
-        self.trained = trained
 
     def __len__(self) -> int:
         return self.length // (self.batch_size * self.world_size)
 
-    def _order(self, epoch: int) -> list[int]:
+    def batches(self, epoch: int) -> list[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
-        return torch.randperm(self.length, generator=generator).tolist()
-
-    def __iter__(self) -> Iterator[list[Position]]:
-        first = self.trained()
-        order: list[int] = []
-        for number in range(first, first + len(self)):
-            epoch, batch = divmod(number, len(self))
-            if batch == 0 or not order:
-                order = self._order(epoch)
-            begin = (batch * self.world_size + self.rank) * self.batch_size
-            yield [(epoch, index) for index in order[begin : begin + self.batch_size]]
+        order = torch.randperm(self.length, generator=generator).tolist()
+        step = self.batch_size * self.world_size
+        begins = range(self.rank * self.batch_size, len(self) * step, step)
+        return [[(epoch, index) for index in order[begin : begin + self.batch_size]] for begin in begins]
 
 
 class ShareOfItems(Sampler[int]):
@@ -145,13 +129,25 @@ class ResumableData(lightning.LightningDataModule):
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
         return max(self._trained_before, progress.total.processed)
 
-    def training_loader(self, dataset: Any, *, collate: Callable[[list[Any]], Any] | None = None) -> DataLoader[Any]:
+    def training_loader(
+        self,
+        dataset: Any,
+        *,
+        collate: Callable[[list[Any]], Any] | None = None,
+        batches: OrderedBatches[Any] | None = None,
+    ) -> DataLoader[Any]:
         """Batches of a data set in the order of this run, from where it is.
+
+        Args:
+            dataset: what to train on.
+            collate: makes a batch of items, by default torch's.
+            batches: this process's, by default permutations of the data set.
 
         Raises:
             DataError: the data set does not fill one batch of all processes.
         """
-        batches = EpochBatches(len(dataset), self.batch_size, self.seed, *self.process(), self._trained)
+        if batches is None:
+            batches = EpochBatches(len(dataset), self.batch_size, self.seed, *self.process(), self._trained)
         if len(batches) == 0:
             raise DataError(f"the train split has {len(dataset)} images, fewer than one batch of all processes needs")
         return DataLoader(
