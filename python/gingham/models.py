@@ -16,6 +16,7 @@ _MODELS = {
     "seenet": ("gingham.methods.seenet.network", "SeeNet"),
     "sgone": ("gingham.methods.sgone.network", "SGOne"),
     "spgnet": ("gingham.methods.spgnet.network", "SPGNet"),
+    "sta": ("gingham.methods.sta.network", "STA"),
 }
 
 
