@@ -11,6 +11,7 @@ from gingham.errors import GinghamError
 _MODELS = {
     "ccnet": ("gingham.methods.ccnet.network", "CCNet"),
     "dcr": ("gingham.methods.dcr.network", "DCR"),
+    "oneshot_reid": ("gingham.methods.oneshot_reid.network", "OneShotReID"),
     "pdml": ("gingham.methods.pdml.network", "PDML"),
     "schp": ("gingham.methods.schp.network", "ACE2P"),
     "seenet": ("gingham.methods.seenet.network", "SeeNet"),
