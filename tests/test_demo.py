@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 
 from gingham.cli import demo, main
 from gingham.cli.demo import Run
+from gingham.cli.demo_overview import headline, table
 from gingham.cli.demos import DEMOS, Comparison, Demo, Length, Score
 from gingham.cli.options import config_file, instantiate
 
@@ -86,6 +88,46 @@ def test_only_runs_of_the_same_settings_and_versions_are_kept(
         assert after[name]["settings"] == before[name]["settings"]
 
 
+@pytest.mark.slow
+def test_all_demos_go_on_after_an_interruption_and_end_in_one_table(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["demo", "--all", "--smoke", "--jobs", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(demo, "DEMOS", {name: DEMOS[name] for name in ("ccnet", "sgone")})
+    shutil.copytree(finished, tmp_path / "ccnet")
+    train_all = demo._train_all
+
+    def until_sgone(method: str, *arguments: Any) -> Any:
+        if method == "sgone":
+            raise KeyboardInterrupt
+        return train_all(method, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "_train_all", until_sgone)
+        assert main(words) != 0
+    assert "so far 1 of 2 demos" in (tmp_path / "results.md").read_text()
+    assert list(results(tmp_path)["demos"]) == ["ccnet"]
+
+    capfd.readouterr()
+    assert main(words) == 0
+    printed = capfd.readouterr().out
+    trained = [line for line in printed.splitlines() if line.startswith("training")]
+    assert trained == ["training global pooling, seed 0", "training masked pooling, seed 0"]
+    found = results(tmp_path)
+    assert found["command"] == f"gingham demo --all --smoke --jobs 1 --out {tmp_path}"
+    assert found["commit"] == found["machine"]["commit"]
+    of_sgone = results(tmp_path / "sgone")
+    for key, arm in (("baseline_result", "global-pooling"), ("result", "masked-pooling")):
+        assert found["demos"]["sgone"][key] == of_sgone[f"{arm}_seed0"]["scores"]["IoU of novel classes"]
+    assert found["demos"]["ccnet"]["difference"] == results(tmp_path / "ccnet")["differences"]["R=2 - R=0"]
+    text = (tmp_path / "results.md").read_text()
+    assert "so far" not in text
+    assert text in printed
+    for name in ("ccnet", "sgone"):
+        assert f"| [{name}]({name}/results.md) |" in text
+        assert (tmp_path / name / "results.md").is_file()
+
+
 @pytest.mark.parametrize("method", DEMOS)
 @pytest.mark.parametrize("kind", ["full", "quick", "smoke"])
 def test_arms_differ_from_the_packaged_configuration_in_what_they_say_only(method: str, kind: str) -> None:
@@ -116,6 +158,9 @@ def test_every_claim_is_about_arms_that_exist(method: str) -> None:
     assert {comparison.score for comparison in chosen.comparisons} <= {None, *(score.title for score in chosen.scores)}
     assert len({comparison.name for comparison in chosen.comparisons}) == len(chosen.comparisons)
     assert any(comparison.floor is not None for comparison in chosen.comparisons)
+    for length in (Length(), chosen.quick, chosen.smoke):
+        arms = length.arms or tuple(chosen.arms)
+        assert any({comparison.arm, comparison.baseline} <= {*arms} for comparison in chosen.comparisons)
 
 
 def test_differences_are_paired_by_seed() -> None:
@@ -185,6 +230,52 @@ def test_a_score_that_is_to_fall_has_a_claim_of_its_own(errors: list[float], ver
     assert second.endswith(f"; at most -15.0 claimed: {verdict}")
 
 
+def test_a_headline_is_the_first_comparison_whose_arms_were_trained() -> None:
+    chosen = DEMOS["schp"]
+    scores = {
+        Run(arm, seed): {"mIoU": mean + seed * step, "boundary IoU": 0.0, "accuracy": 0.0, "seconds": 60.0}
+        for seed in (0, 1, 2)
+        for arm, mean, step in (("base", 50.0, 1.0), ("schedule only", 51.0, 1.0), ("both", 55.0, 1.1))
+    }
+    bound = {Run("clean labels", seed): {**scores[Run("base", seed)], "mIoU": 83.14} for seed in (0, 1, 2)}
+
+    def told(runs: dict[Run, dict[str, float]]) -> list[str]:
+        by_arm = [(run.arm, values) for run, values in runs.items()]
+        (row,) = table({"schp": headline(chosen, by_arm, demo._differences(chosen, runs))})[2:]
+        return row.strip("| ").split(" | ")
+
+    all_arms = told(scores | bound)
+    assert all_arms[:6] == ["[schp](schp/results.md)", "mIoU", "base", "51.0", "both", "56.1"]
+    assert all_arms[6:] == ["+5.1", "+4.9 to +5.3", "at least +1.5: shown", "83.1", "12.0"]
+    without_base = told({run: values for run, values in scores.items() if run.arm != "base"})
+    assert without_base[2:] == ["schedule only", "52.0", "both", "56.1", "+4.1", "+3.9 to +4.3", "-", "-", "6.0"]
+    one_seed = told({run: values for run, values in scores.items() if run.seed == 0})
+    assert one_seed[6:] == ["+5.0", "-", "at least +1.5", "-", "3.0"]
+
+
+def test_a_headline_tells_what_a_claim_is_about() -> None:
+    scores = {Run("masked pooling", seed): {"IoU of novel classes": 60.0 + seed, "seconds": 0.0} for seed in range(3)}
+    for values in scores.values():
+        values["all foreground"] = 61.0
+    chosen = DEMOS["sgone_categories"]
+    found = headline(chosen, [(run.arm, x) for run, x in scores.items()], demo._differences(chosen, scores))
+    assert found.cells()[1:8] == [
+        "all foreground",
+        "61.0",
+        "masked pooling",
+        "61.0",
+        "+0.0",
+        "-2.5 to +2.5",
+        "at least +0.0: NOT shown",
+    ]
+    assert found.record()["shown"] is False
+    errors = {Run("without", seed): {"errors": 100.0 + seed, "seconds": 0.0} for seed in range(3)}
+    errors |= {Run("with", seed): {"errors": 80.0 + seed, "seconds": 0.0} for seed in range(3)}
+    falling = replace(ERRORS, comparisons=ERRORS.comparisons[1:])
+    found = headline(falling, [(run.arm, x) for run, x in errors.items()], demo._differences(falling, errors))
+    assert found.cells()[5:8] == ["-19.8 %", "-20.3 to -19.3 %", "at most -15.0: shown"]
+
+
 def test_a_score_is_told_to_its_own_decimals() -> None:
     chosen = DEMOS["pdml"]
     first = {"mIoU": 30.0, "purity": 58.0, "distance ratio": 1.31, "seconds": 9.0}
@@ -224,9 +315,12 @@ def test_a_file_that_is_not_written_to_its_end_does_not_appear(tmp_path: Path) -
         (["moon"], "no demo of 'moon'"),
         (["--arms", "R=7"], "--arms must be different names of R=0, R=1, R=2, got R=7"),
         (["--arms", "R=2", "R=0", "R=2"], "--arms must be different names of R=0, R=1, R=2, got R=2 R=0 R=2"),
+        (["ccnet", "--all"], "--all runs every method: leave out ccnet"),
+        (["--all", "--arms", "R=2"], "--all runs every method: leave out --arms"),
         (["--seeds", "0"], "--seeds must be 1 or more"),
         (["--jobs", "0"], "--jobs must be 1 or more"),
         (["--out", "file"], "--out file: file is a file"),
+        (["--all", "--out", "file"], "--out file: file is a file"),
     ],
 )
 def test_options_that_make_no_sense_are_one_line(

@@ -1,4 +1,4 @@
-"""``gingham demo``: a method and its baseline on the embedded world, over paired seeds."""
+"""``gingham demo``: a method, or every one, and its baseline on the embedded world, over paired seeds."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gingham.cli.demo_overview import Headline, headline, table
 from gingham.cli.demos import DEMOS, Comparison, Demo, Length
 from gingham.errors import GinghamError
 
@@ -49,7 +50,10 @@ def main(words: list[str]) -> int:
         description="Train a method as its configuration for the embedded world says, and its baselines, which differ "
         "in the options of cli/demos.py only. Writes results.md, results.json, predictions.png and a folder per run.",
     )
-    parser.add_argument("method", nargs="?", default="ccnet", help=f"which method: {', '.join(DEMOS)} (default ccnet)")
+    parser.add_argument("method", nargs="?", help=f"which method: {', '.join(DEMOS)} (default ccnet)")
+    parser.add_argument(
+        "--all", action="store_true", help="every method, each in a folder of --out, and one table of what they gain"
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--quick", action="store_true", help="fewer arms or epochs: minutes")
     length.add_argument("--smoke", action="store_true", help="only that it runs: seconds")
@@ -64,23 +68,43 @@ def main(words: list[str]) -> int:
         help="folder of results (default demo); finished runs of the same settings and versions in it are not repeated",
     )
     options = parser.parse_args(words)
-    if options.method not in DEMOS:
-        raise DemoError(f"no demo of {options.method!r}: there are {', '.join(DEMOS)}")
-    demo = DEMOS[options.method]
     for name in ("seeds", "jobs"):
         if (number := getattr(options, name)) is not None and number < 1:
             raise DemoError(f"--{name} must be 1 or more, got {number}")
+    command = shlex.join(["gingham", "demo", *words])
+    if not options.all:
+        _run(options.method or "ccnet", options, command, options.out)
+        return 0
+    if options.method or options.arms:
+        raise DemoError(f"--all runs every method: leave out {'--arms' if options.arms else options.method}")
+    headlines: dict[str, Headline] = {}
+    for name, demo in DEMOS.items():
+        print(f"{name}: {demo.title}", flush=True)
+        results, differences = _run(name, options, command, options.out / name)
+        headlines[name] = headline(demo, [(run.arm, scores) for run, scores in results.items()], differences)
+        _write_overview(headlines, command, options)
+    return 0
+
+
+def _run(
+    method: str, options: argparse.Namespace, command: str, out: Path
+) -> tuple[dict[Run, dict[str, float]], dict[str, dict[str, Any]]]:
+    """Scores of a method's runs, trained unless they were before, and their differences; results are left in `out`."""
+    if method not in DEMOS:
+        raise DemoError(f"no demo of {method!r}: there are {', '.join(DEMOS)}")
+    demo = DEMOS[method]
     chosen = demo.smoke if options.smoke else demo.quick if options.quick else Length()
     arms = _arms(demo, options.arms or chosen.arms or tuple(demo.arms))
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
+        for folder in (options.out, out):
+            folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise DemoError(f"--out {options.out}: {error.filename} is a file, but a folder is needed there") from error
     runs = {Run(arm, seed): _settings(demo, Run(arm, seed), chosen) for seed in range(options.seeds) for arm in arms}
-    results = dict(zip(runs, _train_all(options.method, runs, options.out, options.jobs), strict=True))
-    _write_results(demo, shlex.join(["gingham", "demo", *words]), runs, results, options.out)
-    _pictures(arms, runs, options.out)
-    return 0
+    results = _train_all(method, runs, out, options.jobs)
+    differences = _write_results(demo, command, runs, results, out)
+    _pictures(arms, runs, out)
+    return results, differences
 
 
 def _arms(demo: Demo, names: tuple[str, ...]) -> list[str]:
@@ -131,29 +155,53 @@ def _write_json(path: Path, content: Any) -> None:
         part.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _train_all(method: str, runs: dict[Run, dict[str, Any]], out: Path, jobs: int | None) -> list[dict[str, float]]:
-    """Scores of every run, trained ``jobs`` at a time in processes of their own that share the cores."""
-    cores = len(os.sched_getaffinity(0))
-    jobs = min(jobs or cores, len(runs))
-    spawn = multiprocessing.get_context("spawn")
-    # Only this process heeds Ctrl-C, and ends the others.
-    with ProcessPoolExecutor(jobs, spawn, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
-        threads = max(1, cores // jobs)
-        started = [pool.submit(_train, method, run, settings, out, threads) for run, settings in runs.items()]
-        try:
-            return [run.result() for run in started]
-        except BaseException as error:
-            # Otherwise the pool would first train all runs that are left.
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.kill()  # Lightning would take a milder signal for a reason to go on
-            if isinstance(error, BrokenProcessPool):
-                raise DemoError("a training process was killed: with too little memory, try --jobs 1") from error
-            raise
+def _train_all(
+    method: str, runs: dict[Run, dict[str, Any]], out: Path, jobs: int | None
+) -> dict[Run, dict[str, float]]:
+    """Scores of every run; those not kept are trained ``jobs`` at a time in processes that share the cores."""
+    kept = {run: _kept(out / run.name, settings) for run, settings in runs.items()}
+    waiting = {run: settings for run, settings in runs.items() if kept[run] is None}
+    trained: dict[Run, dict[str, float]] = {}
+    if waiting:
+        cores = len(os.sched_getaffinity(0))
+        jobs = min(jobs or cores, len(waiting))
+        spawn = multiprocessing.get_context("spawn")
+        # Only this process heeds Ctrl-C, and ends the others.
+        with ProcessPoolExecutor(
+            jobs, spawn, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+        ) as pool:
+            threads = max(1, cores // jobs)
+            started = {
+                run: pool.submit(_train, method, run, settings, out, threads) for run, settings in waiting.items()
+            }
+            try:
+                trained = {run: future.result() for run, future in started.items()}
+            except BaseException as error:
+                # Otherwise the pool would first train all runs that are left.
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    process.kill()  # Lightning would take a milder signal for a reason to go on
+                if isinstance(error, BrokenProcessPool):
+                    raise DemoError("a training process was killed: with too little memory, try --jobs 1") from error
+                raise
+    return {run: scores or trained[run] for run, scores in kept.items()}
+
+
+def _made_of(settings: dict[str, Any]) -> dict[str, Any]:
+    return {"settings": settings, "versions": _versions()}
+
+
+def _kept(folder: Path, settings: dict[str, Any]) -> dict[str, float] | None:
+    """The scores of an earlier run with the same settings and versions, if there was one."""
+    file, made_of = folder / "result.json", _made_of(settings)
+    if not file.is_file():
+        return None
+    kept = json.loads(file.read_text())
+    return dict(kept["scores"]) if {name: kept.get(name) for name in made_of} == made_of else None
 
 
 def _train(method: str, run: Run, settings: dict[str, Any], out: Path, threads: int) -> dict[str, float]:
-    """Scores on the test split; those of an earlier run with the same settings and versions if there are any."""
+    """Scores on the test split."""
     import lightning
     import torch
     from lightning.pytorch.loggers import CSVLogger
@@ -162,12 +210,6 @@ def _train(method: str, run: Run, settings: dict[str, Any], out: Path, threads: 
 
     demo = DEMOS[method]
     folder = out / run.name
-    file = folder / "result.json"
-    made_of = {"settings": settings, "versions": _versions()}
-    if file.is_file():
-        kept = json.loads(file.read_text())
-        if {name: kept.get(name) for name in made_of} == made_of:
-            return dict(kept["scores"])
     shutil.rmtree(folder, ignore_errors=True)  # what an unfinished run left, or one of other settings
     for category in (UserWarning, FutureWarning):
         warnings.filterwarnings("ignore", category=category, module="lightning")
@@ -196,7 +238,7 @@ def _train(method: str, run: Run, settings: dict[str, Any], out: Path, threads: 
     scores["seconds"] = seconds
     with _whole(folder / "weights.pt") as part:
         torch.save(parts.model.state_dict(), part)
-    _write_json(file, made_of | {"scores": scores})
+    _write_json(folder / "result.json", _made_of(settings) | {"scores": scores})
     return scores
 
 
@@ -221,8 +263,8 @@ def _write_results(
     runs: dict[Run, dict[str, Any]],
     results: dict[Run, dict[str, float]],
     out: Path,
-) -> None:
-    """Prints results.md and writes it and results.json."""
+) -> dict[str, dict[str, Any]]:
+    """The differences of each comparison; prints results.md, and writes it and results.json."""
     import torch
 
     from gingham.bench.machine import describe
@@ -250,6 +292,28 @@ def _write_results(
     )
     print(report)
     with _whole(out / "results.md") as part:
+        part.write_text(report + "\n")
+    return differences
+
+
+def _write_overview(headlines: Mapping[str, Headline], command: str, options: argparse.Namespace) -> None:
+    """Prints the table of the demos that are done, and writes it with results.json into the folder of all demos."""
+    import torch
+
+    from gingham.bench.machine import describe
+
+    machine = describe(torch.device("cpu"))
+    made_with = {"command": command, "commit": machine.get("commit"), "machine": machine, "seeds": options.seeds}
+    _write_json(
+        options.out / "results.json", made_with | {"demos": {name: x.record() for name, x in headlines.items()}}
+    )
+    done = "" if len(headlines) == len(DEMOS) else f"; so far {len(headlines)} of {len(DEMOS)} demos"
+    means = "one seed" if options.seeds == 1 else f"means of {options.seeds} seeds"
+    lines = [f"Each method and its baseline on the embedded world, test split, {means}{done}: `{command}`."]
+    report = "\n".join([*lines, _made_on(machine), "", *table(headlines)])
+    print(report)
+    print(f"results of all: {options.out / 'results.md'} and {options.out / 'results.json'}", flush=True)
+    with _whole(options.out / "results.md") as part:
         part.write_text(report + "\n")
 
 
@@ -288,12 +352,16 @@ def _difference(demo: Demo, comparison: Comparison, results: Mapping[Run, Mappin
 
 def _heading(demo: Demo, command: str, machine: Mapping[str, str], settings: Mapping[str, Any]) -> list[str]:
     data = settings["data"]["init_args"]
-    on = ("cpu", "cores", "gingham", "commit", "torch", "python")
     return [
         f"{demo.title}, test split; {data['lengths'][0]} training pictures, "
         f"{settings['trainer']['max_epochs']} epochs: `{command}`.",
-        "On " + ", ".join(f"{name} {machine[name]}" for name in on if name in machine) + ".",
+        _made_on(machine),
     ]
+
+
+def _made_on(machine: Mapping[str, str]) -> str:
+    on = ("cpu", "cores", "gingham", "commit", "torch", "python")
+    return "On " + ", ".join(f"{name} {machine[name]}" for name in on if name in machine) + "."
 
 
 def _table(demo: Demo, results: Mapping[Run, Mapping[str, float]]) -> list[str]:
@@ -329,12 +397,9 @@ def _comparison_lines(demo: Demo, differences: Mapping[str, Mapping[str, Any]]) 
 
 
 def _verdict(comparison: Comparison, difference: Mapping[str, Any], *, falls: bool) -> str:
-    """Whether a claim is shown: its floor reached, and the interval clear of zero."""
-    if comparison.floor is None or difference["interval_95"] is None:
-        return ""
-    value, (low, high) = difference[comparison.statistic], difference["interval_95"]
-    shown = value <= comparison.floor and high < 0 if falls else value >= comparison.floor and low > 0
-    return f"; at {'most' if falls else 'least'} {comparison.floor:+.1f} claimed: {'shown' if shown else 'NOT shown'}"
+    """Whether a claim is shown, in words."""
+    shown = comparison.shown_by(difference, falls=falls)
+    return "" if shown is None else f"; {comparison.claim(falls=falls)} claimed: {'shown' if shown else 'NOT shown'}"
 
 
 def _course(metrics: Path, name: str | None) -> list[float]:

@@ -63,6 +63,17 @@ class Comparison:
         baseline = self.baseline_score or self.baseline
         return f"{self.arm} - {baseline}{score}{', %' if self.relative else ''}"
 
+    def claim(self, *, falls: bool) -> str:
+        """The floor in words, where there is one; ``falls`` where a lower score is better."""
+        return f"at {'most' if falls else 'least'} {self.floor:+.1f}"
+
+    def shown_by(self, difference: Mapping[str, Any], *, falls: bool) -> bool | None:
+        """Whether the floor is reached and the interval clear of zero; None without a floor or an interval."""
+        if self.floor is None or difference["interval_95"] is None:
+            return None
+        value, (low, high) = difference[self.statistic], difference["interval_95"]
+        return bool(value <= self.floor and high < 0 if falls else value >= self.floor and low > 0)
+
 
 @dataclass(frozen=True)
 class Length:
