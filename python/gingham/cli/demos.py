@@ -253,6 +253,7 @@ DEMOS = {
             Comparison("extension", "points"),
             Comparison("metric and extension", "extension"),
         ),
+        bounds=("all labels",),
         quick=Length(arms=("points", "metric and extension")),
         smoke=Length((16, 4, 4), {"trainer.max_epochs": 1}, ("points", "metric and extension")),
     ),
