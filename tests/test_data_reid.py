@@ -69,6 +69,7 @@ def test_training_items_know_their_places() -> None:
     images = IndexedPersons(Plain("train", [5, 4], [0, 0], "ab"))
     assert len(images) == 2 and [item["index"] for item in (images[0], images[1])] == [0, 1]
     clips = RandomClips(numbered(), frames=4)
+    assert "occluded" not in clips[0]
     assert len(clips) == 3 and clips[2]["index"] == 2 and clips[2]["person"] == 2
     torch.manual_seed(0)
     drawn = {tuple(clips[2]["frames"][:, 0, 0, 0].tolist()) for _ in range(20)}

@@ -2,6 +2,7 @@
 
 Every segmentation data set yields `SegmentationItem` dictionaries and carries its `LabelSpace`; see
 `gingham.data.segmentation`. Every detection data set yields `DetectionItem` dictionaries; see `gingham.data.detection`.
+Those of re-identification yield `PersonItem` or `TrackletItem` dictionaries; see `gingham.data.reid`.
 Nothing is imported before it is asked for.
 """
 
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
     from gingham.data.episodes import EpisodeDataset, RandomEpisodes
     from gingham.data.labels import IGNORE_INDEX, LabelSpace
     from gingham.data.lip import LIP
+    from gingham.data.market1501 import DukeMTMCReID, Market1501
+    from gingham.data.mars import MARS, DukeMTMCVideoReID
     from gingham.data.pascal_context import PascalContext
     from gingham.data.points import WithPoints, read_points
+    from gingham.data.reid import PersonDataset, PersonItem, TrackletDataset, TrackletItem
     from gingham.data.segmentation import SegmentationDataset, SegmentationItem
     from gingham.data.voc import VOCImageTags, VOCSegmentation
     from gingham.data.voc_detection import VOCDetection
@@ -30,9 +34,11 @@ if TYPE_CHECKING:
         Dolls,
         GarmentScenes,
         LookAlikeScenes,
+        PersonImages,
         PointScenes,
         ScaleScenes,
         TagScenes,
+        Tracklets,
     )
 
 _HOME = {
@@ -49,16 +55,26 @@ _HOME = {
     "Dolls": "wardrobe",
     "GarmentScenes": "wardrobe",
     "LookAlikeScenes": "wardrobe",
+    "PersonImages": "wardrobe",
     "PointScenes": "wardrobe",
     "ScaleScenes": "wardrobe",
     "TagScenes": "wardrobe",
+    "Tracklets": "wardrobe",
     "IGNORE_INDEX": "labels",
     "LabelSpace": "labels",
     "LIP": "lip",
+    "DukeMTMCReID": "market1501",
+    "DukeMTMCVideoReID": "mars",
+    "Market1501": "market1501",
+    "MARS": "mars",
     "PascalContext": "pascal_context",
+    "PersonDataset": "reid",
+    "PersonItem": "reid",
     "read_points": "points",
     "SegmentationDataset": "segmentation",
     "SegmentationItem": "segmentation",
+    "TrackletDataset": "reid",
+    "TrackletItem": "reid",
     "VOCDetection": "voc_detection",
     "VOCImageTags": "voc",
     "VOCSegmentation": "voc",
@@ -69,6 +85,7 @@ __all__ = [
     "ADE20K",
     "IGNORE_INDEX",
     "LIP",
+    "MARS",
     "CategoryScenes",
     "Cityscapes",
     "CocoDetection",
@@ -76,17 +93,26 @@ __all__ = [
     "DetectionDataset",
     "DetectionItem",
     "Dolls",
+    "DukeMTMCReID",
+    "DukeMTMCVideoReID",
     "EpisodeDataset",
     "GarmentScenes",
     "LabelSpace",
     "LookAlikeScenes",
+    "Market1501",
     "PascalContext",
+    "PersonDataset",
+    "PersonImages",
+    "PersonItem",
     "PointScenes",
     "RandomEpisodes",
     "ScaleScenes",
     "SegmentationDataset",
     "SegmentationItem",
     "TagScenes",
+    "TrackletDataset",
+    "TrackletItem",
+    "Tracklets",
     "VOCDetection",
     "VOCImageTags",
     "VOCSegmentation",

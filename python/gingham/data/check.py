@@ -9,6 +9,7 @@ from itertools import islice
 
 from gingham.data.detection import DetectionDataset
 from gingham.data.points import WithPoints
+from gingham.data.reid import PersonDataset, TrackletDataset
 from gingham.data.segmentation import FolderSegmentation, SegmentationDataset
 from gingham.errors import DataError
 
@@ -16,7 +17,10 @@ _AT_A_TIME = 64  # items that threads share, so that a progress bar over the ind
 
 
 def check_dataset(
-    dataset: SegmentationDataset | DetectionDataset, indices: Iterable[int] | None = None, *, threads: int = 1
+    dataset: SegmentationDataset | DetectionDataset | PersonDataset | TrackletDataset,
+    indices: Iterable[int] | None = None,
+    *,
+    threads: int = 1,
 ) -> list[str]:
     """Read every item and collect the defects, one line each, in the order of the items.
 
@@ -45,7 +49,9 @@ def check_dataset(
     return problems
 
 
-def _problems(dataset: SegmentationDataset | DetectionDataset, index: int) -> list[str]:
+def _problems(
+    dataset: SegmentationDataset | DetectionDataset | PersonDataset | TrackletDataset, index: int
+) -> list[str]:
     found = []
     files = dataset.dataset if isinstance(dataset, WithPoints) else dataset
     if isinstance(files, FolderSegmentation) and files.labels_expected and files.images[index].label is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gingham.data.clips import ClipSampling, evaluation_clips, random_clip
+from gingham.errors import DataError
 
 #: The splits of a re-identification data set.
 ReidSplit = Literal["train", "val_query", "val_gallery", "query", "gallery"]
@@ -41,15 +42,17 @@ class PersonItem(TypedDict):
 
 
 class TrackletItem(TypedDict):
-    """One person's pictures from one camera, in the order of time; all but `frames` as in `PersonItem`.
+    """One person's pictures from one camera, in the order of time; all but these two as in `PersonItem`.
 
-    `frames` is uint8 RGB [T, 3, H, W] (float32 after a transform).
+    `frames` is uint8 RGB [T, 3, H, W] (float32 after a transform). `occluded`, where it is known, is bool [T, H, W]:
+    which pixels, before any transform, show something in front of the person.
     """
 
     frames: Tensor
     person: int
     camera: int
     name: str
+    occluded: NotRequired[Tensor]
 
 
 #: Changes pixels, uint8 RGB [..., 3, H, W]; the frames of a clip are all changed alike.
@@ -118,6 +121,10 @@ class ReidDataset(Dataset[Any], ABC):
     def _transformed(self, pixels: Tensor) -> Tensor:
         return pixels if self.transform is None else self.transform(pixels)
 
+    @abstractmethod
+    def picture(self, index: int) -> Tensor:
+        """What people are shown of an item, uint8 RGB [3, H, W]."""
+
     def __iter__(self) -> Iterator[Any]:
         return (self[index] for index in range(len(self)))
 
@@ -128,6 +135,9 @@ class PersonDataset(ReidDataset):
     @abstractmethod
     def read(self, index: int) -> Tensor:
         """The picture as it is stored, uint8 RGB [3, H, W]."""
+
+    def picture(self, index: int) -> Tensor:
+        return self.read(index)
 
     def __getitem__(self, index: int) -> PersonItem:
         place = self._place(index)
@@ -168,11 +178,28 @@ class TrackletDataset(ReidDataset):
     def frames_of(self, index: int, frame_numbers: Sequence[int] | NDArray[np.int64]) -> Tensor:
         """Some frames of a tracklet as they are stored, by their places in it, uint8 RGB [T, 3, H, W]."""
 
+    def occluded(self, index: int, frame_numbers: Sequence[int] | NDArray[np.int64]) -> Tensor | None:
+        """Where something is in front of the person in these frames, bool [T, H, W]; None where nobody knows."""
+        return None
+
+    def read(self, index: int) -> Tensor:
+        """All frames of a tracklet as they are stored, uint8 RGB [T, 3, H, W]."""
+        return self.frames_of(index, np.arange(self.lengths[index]))
+
+    def picture(self, index: int) -> Tensor:
+        return self.frames_of(index, [int(self.lengths[index]) // 2])[0]
+
+    def clip(self, index: int, frame_numbers: Sequence[int] | NDArray[np.int64]) -> TrackletItem:
+        """An item of these frames only."""
+        frames = self._transformed(self.frames_of(index, frame_numbers))
+        item: Any = {"frames": frames, **self._sighting(index)}
+        if (hidden := self.occluded(index, frame_numbers)) is not None:
+            item["occluded"] = hidden
+        return item
+
     def __getitem__(self, index: int) -> TrackletItem:
         place = self._place(index)
-        frames = self.frames_of(place, np.arange(self.lengths[place]))
-        item: Any = {"frames": self._transformed(frames), **self._sighting(place)}
-        return item
+        return self.clip(place, np.arange(self.lengths[place]))
 
 
 class IndexedPersons(Dataset[Any]):
@@ -203,13 +230,14 @@ class RandomClips(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        place = self.dataset._place(index)
-        frames = self.dataset.frames_of(place, random_clip(int(self.dataset.lengths[place]), self.frames))
-        return {"frames": self.dataset._transformed(frames), **self.dataset._sighting(place), "index": place}
+        numbers = random_clip(int(self.dataset.lengths[index]), self.frames)
+        return {**self.dataset.clip(index, numbers), "index": index}
 
 
 class ChosenClips(Dataset[Any]):
     """Of each tracklet the ``clips`` that it is evaluated by, float32 or uint8 [n, T, 3, H, W].
+
+    Where it is known, ``occluded`` is bool [n, T, H, W].
 
     Args:
         dataset: whose tracklets.
@@ -224,12 +252,14 @@ class ChosenClips(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        place = self.dataset._place(index)
-        numbers = evaluation_clips(int(self.dataset.lengths[place]), self.frames, self.sampling)
+        numbers = evaluation_clips(int(self.dataset.lengths[index]), self.frames, self.sampling)
         different, where = np.unique(numbers, return_inverse=True)  # a file that comes twice is read once
-        frames = self.dataset._transformed(self.dataset.frames_of(place, different))
-        clips = frames[torch.from_numpy(where.reshape(numbers.shape))]
-        return {"clips": clips, **self.dataset._sighting(place)}
+        places = torch.from_numpy(where.reshape(numbers.shape))
+        item: dict[str, Any] = {**self.dataset.clip(index, different)}
+        item["clips"] = item.pop("frames")[places]
+        if "occluded" in item:
+            item["occluded"] = item["occluded"][places]
+        return item
 
 
 class QueryAndGallery(Dataset[Any]):
@@ -238,10 +268,12 @@ class QueryAndGallery(Dataset[Any]):
     Args:
         query: items with a person and a camera.
         gallery: likewise.
+        shown: the data sets that the two are made of, for pictures; by default the two themselves.
     """
 
-    def __init__(self, query: Any, gallery: Any) -> None:
+    def __init__(self, query: Any, gallery: Any, shown: Sequence[ReidDataset] | None = None) -> None:
         self.query, self.gallery = query, gallery
+        self._shown = (query, gallery) if shown is None else shown
 
     def __len__(self) -> int:
         return len(self.query) + len(self.gallery)
@@ -250,3 +282,59 @@ class QueryAndGallery(Dataset[Any]):
         is_query = index < len(self.query)
         item = self.query[index] if is_query else self.gallery[index - len(self.query)]
         return {**item, "query": is_query}
+
+    def picture(self, index: int) -> tuple[Tensor, int]:
+        """What people are shown of an item, uint8 RGB [3, H, W], and its person."""
+        query, gallery = self._shown
+        part, place = (query, index) if index < len(query) else (gallery, index - len(query))
+        return part.picture(place), int(part.persons[place])
+
+
+def hold_back(person_ids: ArrayLike, cameras: ArrayLike, persons: int) -> dict[str, NDArray[np.int64]]:
+    """Keep the last persons of a training set back for validation.
+
+    Args:
+        person_ids: [N] of the training set.
+        cameras: [N].
+        persons: how many are held back, those of the highest numbers, 0 or more and not all.
+
+    Returns:
+        Which items are in "train", "val_query" and "val_gallery": of each person who is held back, the first item from
+        each camera is a query.
+
+    Raises:
+        ValueError: `persons` outside its range.
+
+    Example:
+        >>> hold_back([1, 2, 2, 2], [0, 0, 0, 1], 1)
+        {'train': array([0]), 'val_query': array([1, 3]), 'val_gallery': array([2])}
+    """
+    ids, seen_by = np.asarray(person_ids, np.int64), np.asarray(cameras, np.int64)
+    different = np.unique(ids)
+    if not 0 <= persons < max(1, len(different)):
+        raise ValueError(f"validation_persons must be 0 to below the {len(different)} of the training, got {persons}")
+    held = np.isin(ids, different[len(different) - persons :])
+    of_held = np.flatnonzero(held)
+    firsts = np.unique(np.stack([ids[held], seen_by[held]]), axis=1, return_index=True)[1]
+    query = np.sort(of_held[firsts])
+    return {
+        "train": np.flatnonzero(~held),
+        "val_query": query,
+        "val_gallery": np.setdiff1d(of_held, query),
+    }
+
+
+def check_published(where: str, found: dict[str, int], published: dict[str, int]) -> None:
+    """Raise a DataError where a data set is not complete.
+
+    Args:
+        where: its folder or file, for the text.
+        found: what was counted, by name.
+        published: what there should be.
+    """
+    for name, number in published.items():
+        if found[name] != number:
+            raise DataError(
+                f"{where}: {found[name]} {name}, but the published data set has {number}; "
+                "set complete to false if it is a part or another one in the same layout"
+            )

@@ -2,8 +2,9 @@
 
 `assets` loads the garments and photographs that come with the package, `garments` cuts, tints and paints one garment,
 `cue_scenes` composes the task of CCNet, `dolls` that of SCHP, `point_scenes` that of PDML, `tag_scenes` that of SeeNet,
-`episode_scenes` that of SG-One, `lookalike_scenes` that of DCR, and `export` and `detection_export` write them to disk
-in the published layouts.
+`episode_scenes` that of SG-One, `lookalike_scenes` that of DCR, `tracklets` that of STA, `persons` that of one-shot
+re-identification, both seen by `cameras`, and `export`, `detection_export` and `reid_export` write them to disk in the
+published layouts.
 Sample `i` of a split depends on the split and `i` alone.
 """
 
@@ -21,9 +22,12 @@ from gingham.data.wardrobe.export import (
 )
 from gingham.data.wardrobe.garments import Category
 from gingham.data.wardrobe.lookalike_scenes import LookAlikeScenes, make_lookalike_scene
+from gingham.data.wardrobe.persons import PersonImages
 from gingham.data.wardrobe.point_scenes import POINT_SCENE_LABELS, PointScenes
+from gingham.data.wardrobe.reid_export import write_market1501, write_mars
 from gingham.data.wardrobe.scale_scenes import SCALE_LABELS, ScaleScenes, make_scale_scene
 from gingham.data.wardrobe.tag_scenes import TAG_SCENE_LABELS, TagScenes, make_tag_scene
+from gingham.data.wardrobe.tracklets import Tracklets
 
 __all__ = [
     "CUE_LABELS",
@@ -37,9 +41,11 @@ __all__ = [
     "Dolls",
     "GarmentScenes",
     "LookAlikeScenes",
+    "PersonImages",
     "PointScenes",
     "ScaleScenes",
     "TagScenes",
+    "Tracklets",
     "Wardrobe",
     "corrupt_labels",
     "load_wardrobe",
@@ -51,6 +57,8 @@ __all__ = [
     "write_cityscapes",
     "write_coco",
     "write_lip",
+    "write_market1501",
+    "write_mars",
     "write_pascal_context",
     "write_voc",
     "write_voc_detection",

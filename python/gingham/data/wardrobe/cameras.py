@@ -1,0 +1,118 @@
+"""Cameras that see the same persons differently, and the persons whom they see: what re-identification has to overcome.
+
+Each domain has two cameras with gains, offsets, hues, noise, scales and a photograph behind of their own. Those of the
+source differ less from each other than those of the target do, so that what is learnt from the first does not suffice
+for the second.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gingham.data.wardrobe.assets import Wardrobe, load_wardrobe, split_number
+from gingham.data.wardrobe.dolls import DollIdentity, draw_identity
+
+#: Two networks of cameras.
+Domain = Literal["source", "target"]
+
+#: How many persons a split may have, so that the numbers of all fit into four digits.
+MOST_PERSONS = 3000
+
+_IDENTITY = 7  # the number of this use of random numbers
+
+
+@dataclass(frozen=True)
+class Camera:
+    """What a camera makes of a picture.
+
+    Args:
+        gain: of red, green and blue.
+        offset: added to them, of 255.
+        hue: degrees by which colours are turned about grey.
+        noise: standard deviation, of 255.
+        scale: least and largest height of a person, as shares of the picture's.
+        photograph: the number of the one in front of which persons walk, counted around those that a split has.
+    """
+
+    gain: tuple[float, float, float]
+    offset: tuple[float, float, float]
+    hue: float
+    noise: float
+    scale: tuple[float, float]
+    photograph: int
+
+    def take(self, picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:
+        """The picture [..., 3], 0 to 255, as the camera stores it."""
+        gain, offset = np.array(self.gain, np.float32), np.array(self.offset, np.float32)
+        seen = picture @ _hue_rotation(self.hue) * gain + offset
+        seen = seen + np.float32(self.noise) * rng.standard_normal(picture.shape, np.float32)
+        return np.clip(np.rint(seen), 0, 255).astype(np.uint8)
+
+    def background_of(self, wardrobe: Wardrobe) -> Wardrobe:
+        """The wardrobe with no other photograph than the camera's."""
+        number = self.photograph % len(wardrobe.photographs)
+        return Wardrobe(wardrobe.garments, wardrobe.masks, wardrobe.photographs[number : number + 1])
+
+    def side(self, rng: np.random.Generator, height: int) -> int:
+        """The width of a person, half the height, on a picture of that height."""
+        low, high = (round(share * height / 2) for share in self.scale)
+        return int(rng.integers(low, high + 1))
+
+
+CAMERAS: dict[Domain, tuple[Camera, Camera]] = {
+    "source": (
+        Camera((1.0, 1.0, 1.0), (0, 0, 0), hue=0, noise=4, scale=(0.88, 1.0), photograph=0),
+        Camera((0.8, 0.95, 1.05), (8, 0, -4), hue=15, noise=6, scale=(0.8, 0.94), photograph=1),
+    ),
+    "target": (
+        Camera((1.15, 0.9, 0.7), (-10, 0, 15), hue=60, noise=8, scale=(0.75, 0.9), photograph=2),
+        Camera((0.6, 0.85, 1.2), (15, 5, -10), hue=-40, noise=8, scale=(0.82, 0.97), photograph=3),
+    ),
+}
+
+
+@cache
+def _hue_rotation(degrees: float) -> NDArray[np.float32]:
+    """Turns colours about the axis of greys; to be multiplied from the right."""
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees)) / math.sqrt(3)
+    cross = np.array([[0, 1, -1], [-1, 0, 1], [1, -1, 0]])
+    return (cosine * np.eye(3) + (1 - cosine) / 3 + sine * cross).astype(np.float32)
+
+
+def world_split(split: str) -> str:
+    """The split of the wardrobe that a split of re-identification dresses from."""
+    return {"train": "train", "val_query": "val", "val_gallery": "val"}.get(split, "test")
+
+
+def person_id(split: str, number: int) -> int:
+    """The number of a person in a data set, 1 or above; persons of other splits of the wardrobe have others.
+
+    Example:
+        >>> person_id("train", 0), person_id("val", 0), person_id("test", 5)
+        (1, 3001, 6006)
+    """
+    return split_number(split) * MOST_PERSONS + number + 1
+
+
+def identity_of(split: str, domain: Domain, number: int) -> DollIdentity:
+    """Who a person of a split of the wardrobe and a domain is."""
+    domain_number = get_args(Domain).index(domain)
+    return draw_identity(
+        np.random.default_rng([split_number(split), number, _IDENTITY, domain_number]), load_wardrobe(split)
+    )
+
+
+def check_world(domain: str, **counts: int) -> None:
+    """Raise a ValueError that names the first option of a world of persons that cannot be."""
+    if domain not in get_args(Domain):
+        raise ValueError(f"domain must be 'source' or 'target', got {domain!r}")
+    for name, value in counts.items():
+        least = 0 if name == "persons" else 2 if name in ("images", "tracklets") else 1
+        if value < least or value > MOST_PERSONS:
+            raise ValueError(f"{name} must be {least} to {MOST_PERSONS}, got {value}")
