@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gingham.metrics import BoundaryScores, DetectionScores, FewShotScores, SegmentationScores
+from gingham.metrics import BoundaryScores, DetectionScores, FewShotScores, RetrievalScores, SegmentationScores
 
 Row = Mapping[str, str]
 
@@ -41,6 +41,23 @@ def detection_table(scores: DetectionScores, names: Sequence[str]) -> list[Row]:
         "AP50": [*scores.class_ap50.tolist(), scores.ap50.item()],
     }
     return _rows(columns, names)
+
+
+def retrieval_lines(scores: RetrievalScores) -> list[str]:
+    """The scores of a retrieval in percent, a line for the plain ones and one for those after re-ranking.
+
+    Args:
+        scores: of an evaluation.
+    """
+    lines = []
+    for kind, one in (("", scores), ("re-ranked: ", scores.reranked)):
+        if one is not None:
+            ranks = ", ".join(f"rank {rank} {_percent(one.at(rank).item())}" for rank in (1, 5, 10, 20))
+            lines.append(
+                f"{kind}mAP {_percent(one.mean_ap.item())}, {ranks}, mINP {_percent(one.mean_inp.item())}; "
+                f"{int(one.scored)} queries scored, {int(one.skipped)} skipped"
+            )
+    return lines
 
 
 def few_shot_table(scores: FewShotScores, names: Sequence[str]) -> list[Row]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gingham.cli.support import image_files, read_support, read_upright
+from gingham.cli.support import image_files, read_support, read_upright, sighting_files
 from gingham.errors import DataError, GinghamError
 
 
@@ -24,7 +24,7 @@ def main(words: list[str]) -> int:
         prog="gingham predict",
         description="Write an index mask, an overlay with a legend and the class shares of an image or of a folder's; "
         "with a detector, the boxes before and after refinement; with attention, its maps, pictures of them and seed "
-        "labels.",
+        "labels; for re-identification, the nearest of a gallery.",
     )
     parser.add_argument(
         "--config",
@@ -43,7 +43,7 @@ def main(words: list[str]) -> int:
         type=Path,
         metavar="DIR",
         help="where masks/, overlays/ and shares.json go; or boxes/ and detections.json; or maps/, attention/, "
-        "overlays/, seeds/ and attention.json",
+        "overlays/, seeds/ and attention.json; or galleries/ and galleries.json",
     )
     parser.add_argument(
         "--support",
@@ -73,8 +73,15 @@ def main(words: list[str]) -> int:
     parser.add_argument(
         "--saliency", type=Path, metavar="DIR", help="attention: grey saliency maps NAME.png to make seeds with"
     )
+    parser.add_argument(
+        "--gallery",
+        type=Path,
+        metavar="DIR",
+        help="re-identification: a folder of images in which the persons of --images are looked for; for tracklets, "
+        "both are folders of folders with the frames of one each",
+    )
     options = parser.parse_args(words)
-    files = image_files("--images", options.images)
+    files = (sighting_files if options.gallery else image_files)("--images", options.images)
     support = read_support(options.support, options.support_masks, options.support_value)
     device = _device(options.device)
     recipe, data = _load(options.config, options.ckpt_path, options.run_dir)
@@ -82,10 +89,12 @@ def main(words: list[str]) -> int:
 
     from tqdm import tqdm
 
+    from gingham.cli.galleries import GalleryWriter
     from gingham.cli.predictions import AttentionOptions, writer_for
 
     attention = AttentionOptions(options.tags, options.saliency, options.seeds)
-    writer = writer_for(recipe, data, options.out, support, attention)
+    writer = writer_for(recipe, data, options.out, support, attention, options.gallery)
+    read = writer.read if isinstance(writer, GalleryWriter) else read_upright
     if writer.stems is not None:
         files = [file for file in files if file.stem in writer.stems]
         if not files:
@@ -100,7 +109,7 @@ def main(words: list[str]) -> int:
     try:
         for file in tqdm(files, unit="image", disable=None):
             try:
-                written[file.name] = writer.write(file.name, read_upright(file))
+                written[file.name] = writer.write(file.name, read(file))
             except (DataError, MemoryError) as error:
                 reason = str(error).removeprefix(f"{file}: ") or "not enough memory"
                 print(f"gingham: skipped {file}: {reason}", file=sys.stderr)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.tv_tensors import Image as ImageTensor
 
 from gingham.cli import pictures
+from gingham.cli.galleries import GalleryWriter
 from gingham.cli.options import ConfigError
 from gingham.cli.support import SupportImage
 from gingham.data.attention_maps import export_attention, read_saliency, write_attention
@@ -19,6 +20,7 @@ from gingham.data.image_tags import read_tags, tag_vector
 from gingham.data.segmentation import write_label
 from gingham.errors import CheckpointError, DataError
 from gingham.methods.dcr.recipe import DCRRecipe
+from gingham.methods.reid_recipe import ReidRecipe
 from gingham.methods.seenet.recipe import SeeNetRecipe
 from gingham.methods.seenet.seeds import confident_labels, harmonic_labels
 from gingham.methods.sgone.recipe import SGOneRecipe
@@ -31,12 +33,12 @@ class Writer(Protocol):
     summary: str  # name of its file
     stems: Collection[str] | None  # of the files to take, that is their names without endings; None for all
 
-    def write(self, name: str, image: Tensor) -> Any:
+    def write(self, name: str, image: Any) -> Any:
         """Predict and write.
 
         Args:
             name: of the image's file.
-            image: uint8 RGB [3, H, W].
+            image: uint8 RGB [3, H, W]; what `GalleryWriter.read` gives for that one.
 
         Raises:
             MemoryError: the image is too large for the device.
@@ -61,7 +63,12 @@ class AttentionOptions:
 
 
 def writer_for(
-    recipe: Any, data: Any, out: Path, support: Sequence[SupportImage] = (), attention: AttentionOptions | None = None
+    recipe: Any,
+    data: Any,
+    out: Path,
+    support: Sequence[SupportImage] = (),
+    attention: AttentionOptions | None = None,
+    gallery: Path | None = None,
 ) -> Writer:
     """What writes the predictions of a recipe.
 
@@ -71,10 +78,11 @@ def writer_for(
         out: the folder that holds the writer's folders.
         support: images with masks of what a few-shot method shall look for.
         attention: what is asked of a method with attention.
+        gallery: in which a method of re-identification looks for persons.
 
     Raises:
-        ConfigError: supports or options of attention for a method that takes none, or no supports for one that needs
-            them.
+        ConfigError: supports, a gallery or options of attention for a method that takes none, or no supports or no
+            gallery for one that needs them.
         DataError: tags, or a folder of saliency maps, that cannot be read.
     """
     few_shot = isinstance(recipe, SGOneRecipe)
@@ -84,6 +92,14 @@ def writer_for(
             if few_shot
             else "--support is of few-shot methods, and this configuration is of none"
         )
+    if isinstance(recipe, ReidRecipe) != (gallery is not None):
+        raise ConfigError(
+            "this configuration looks for persons in a gallery: give --gallery"
+            if gallery is None
+            else "--gallery is of re-identification, and this configuration is not"
+        )
+    if gallery is not None:
+        return GalleryWriter(recipe, data, out, gallery)
     if isinstance(recipe, SeeNetRecipe):
         return AttentionWriter(recipe, data, out, attention or AttentionOptions())
     if attention not in (None, AttentionOptions()):

@@ -39,6 +39,17 @@ def image_files(option: str, path: Path) -> list[Path]:
     return files
 
 
+def sighting_files(option: str, path: Path) -> list[Path]:
+    """The images, or the folders of a tracklet's frames, that an option names.
+
+    Raises:
+        DataError: there is no such file or folder, or neither image nor folder in it.
+    """
+    if path.is_dir() and (folders := sorted(each for each in path.iterdir() if each.is_dir())):
+        return folders
+    return image_files(option, path)
+
+
 def read_support(images: Path | None, masks: Path | None, value: int | None = None) -> list[SupportImage]:
     """Read the supports of a few-shot method; none where no images are given.
 

@@ -22,6 +22,7 @@ from gingham.cli.class_table import (
     detection_table,
     few_shot_table,
     print_class_table,
+    retrieval_lines,
     write_class_table,
 )
 from gingham.cli.options import ConfigError, config_file, one_line_errors, packaged_configs, with_config_files
@@ -29,7 +30,9 @@ from gingham.cli.records import MetricsFile, checkpoints, resolve_checkpoint
 from gingham.data.coco_detection import write_coco_results
 from gingham.data.episodes import write_episodes
 from gingham.errors import CheckpointError, DataError
-from gingham.metrics import DetectionScores, FewShotScores
+from gingham.methods.reid_data import ReidData, TrackletData
+from gingham.methods.reid_recipe import ReidRecipe
+from gingham.metrics import DetectionScores, FewShotScores, RetrievalScores
 from gingham.nn.checkpoint import check_fit, read_file
 
 __all__ = ["ConfigError", "Pictures", "config_file", "main", "packaged_configs", "resolve_checkpoint"]
@@ -47,30 +50,42 @@ class Pictures(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         folder = trainer.log_dir  # a broadcast: every process has to ask
         open_split = getattr(trainer.datamodule, "dataset", None)  # type: ignore[attr-defined]
-        views: Any = getattr(pl_module, "views", None)
-        if trainer.sanity_checking or not trainer.is_global_zero or folder is None or not (open_split and views):
+        if trainer.sanity_checking or not trainer.is_global_zero or folder is None or open_split is None:
+            return
+        sheet = self._sheet(open_split("val"), pl_module)
+        if sheet is None:
             return
         import numpy
+
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        sheet.save(Path(folder) / "predictions.png")
+        for board in trainer.loggers:
+            if isinstance(board, TensorBoardLogger):
+                board.experiment.add_image("predictions", numpy.asarray(sheet), trainer.global_step, dataformats="HWC")
+
+    def _sheet(self, dataset: Any, pl_module: lightning.LightningModule) -> Any:
+        """What there is to show of a validation split, or None."""
         import torch
 
+        from gingham.cli.galleries import gallery_sheet
         from gingham.cli.pictures import draw_panels, known
 
-        dataset = open_split("val")
+        if isinstance(pl_module, ReidRecipe):
+            galleries = pl_module.scores["val"].galleries
+            return None if galleries is None else gallery_sheet(dataset, galleries)
+        views: Any = getattr(pl_module, "views", None)
+        if views is None:
+            return None
         items = [dataset[i] for i in range(min(self.images, len(dataset)))]
         if not items:
-            return
+            return None
         shown = [known(dataset, i, item) for i, item in enumerate(items)]
         was_training = pl_module.training
         pl_module.eval()
         with torch.no_grad():
             rows = [(image, {**given, **views(x)}) for (image, given), x in zip(shown, items, strict=True)]
         pl_module.train(was_training)
-        sheet = draw_panels(rows, dataset.class_names, dataset.palette)
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        sheet.save(Path(folder) / "predictions.png")
-        for board in trainer.loggers:
-            if isinstance(board, TensorBoardLogger):
-                board.experiment.add_image("predictions", numpy.asarray(sheet), trainer.global_step, dataformats="HWC")
+        return draw_panels(rows, dataset.class_names, dataset.palette)
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         folder = trainer.log_dir
@@ -244,8 +259,13 @@ def _evaluate(cli: _CLI) -> None:
             statement = f"{cli.datamodule.describe(split)}; shots combined by {cli.model.combination}"
             report |= {"protocol": statement, "counts": kept[split].counts.tolist()}
             print(report["protocol"])
+        if isinstance(kept.get(split), RetrievalScores):
+            report |= {"protocol": f"{cli.datamodule.describe(split)}; {cli.model.describe()}"}
+            report |= {"cmc": kept[split].cmc.tolist(), "skipped": int(kept[split].skipped)}
+            print(report["protocol"])
+            print("\n".join(retrieval_lines(kept[split])))
         (cli.run_dir / f"{cli.command}.json").write_text(json.dumps(report, indent=2) + "\n")
-        if split in kept:
+        if split in kept and not isinstance(kept[split], RetrievalScores):
             rows = _class_rows(cli, kept[split], split)
             print_class_table(rows)
             write_class_table(cli.run_dir / f"{cli.command}_classes.csv", rows)
@@ -330,14 +350,16 @@ def _check_data(data: Any) -> int:
         for text in problems:
             print(f"{split}: {text}")
         number = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}" if problems else "nothing wrong"
-        print(f"{split}: {length} images, {number}")
+        kind = "tracklets" if isinstance(data, TrackletData) else "images"
+        print(f"{split}: {length} {kind}, {number}")
         found += len(problems)
     return 1 if found else 0
 
 
 def _require_good_data(data: Any) -> None:
     """Raises a DataError if anything is wrong with the splits of a training, after it has printed what."""
-    found = [f"{split}: {text}" for split in ("train", "val") for text in _problems(data, split)[1]]
+    splits = [split for split in data.splits() if split.startswith(("train", "val"))]
+    found = [f"{split}: {text}" for split in splits for text in _problems(data, split)[1]]
     for text in found:
         print(text)
     if found:
@@ -353,7 +375,7 @@ def _problems(data: Any, split: str) -> tuple[int, list[str]]:
 
     from gingham.data import check_dataset
 
-    dataset = data.open(split, require_labels=False)
+    dataset = data.open(split) if isinstance(data, ReidData) else data.open(split, require_labels=False)
     threads = min(8, len(os.sched_getaffinity(0)))
     bar = tqdm(range(len(dataset)), desc=f"checking {split}", unit="image", disable=None)
     problems = check_dataset(dataset, bar, threads=threads)
