@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gingham.errors import DataError
-from gingham.metrics.retrieval import RetrievalMeter, RetrievalScores, rank
+from gingham.metrics.retrieval import RetrievalMeter, RetrievalScores, _rerank, rank
 from gingham.ops import k_reciprocal_rerank
 
 QUERIES = (torch.tensor([1, 1, 2, 3]), torch.tensor([0, 1, 0, 0]))  # persons, cameras
@@ -24,8 +24,15 @@ DISTANCES = torch.tensor(
 )
 
 
-def close(found: Tensor, expected: Any) -> None:
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), atol=1e-8, rtol=0)
+def close(found: Tensor, expected: Any, atol: float = 1e-8) -> None:
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), atol=atol, rtol=0)
+
+
+def toy() -> tuple[Tensor, Tensor]:
+    """Features of 8 persons, 6 each, and which of them are queries."""
+    random = np.random.RandomState(0)
+    drawn = random.randn(8, 16)[np.repeat(np.arange(8), 6)] + 0.8 * random.randn(48, 16)
+    return torch.from_numpy(drawn / np.linalg.norm(drawn, axis=1, keepdims=True)), torch.arange(48) % 6 == 0
 
 
 def listed(relevant: list[int], ap: Any = "standard") -> RetrievalScores:
@@ -125,6 +132,7 @@ def test_arguments_that_cannot_be_are_named() -> None:
         ({"max_rank": 0}, "max_rank must be"),
         ({"rerank": {"k": 3}}, "rerank has no option 'k'"),
         ({"rerank": {"k1": 0}}, "k1"),
+        ({"rerank": {"compat": "fast-reid"}}, "rerank must have compat 'torchreid' or none"),
         ({"shown": -1}, "shown must be"),
     ):
         with pytest.raises(ValueError, match=reason):
@@ -208,13 +216,9 @@ def test_reranked_scores_come_beside_the_plain_ones() -> None:
 
 
 def test_reranking_raises_the_scores_of_the_toy() -> None:
-    random = np.random.RandomState(0)
-    persons = np.repeat(np.arange(8), 6)
-    drawn = random.randn(8, 16)[persons] + 0.8 * random.randn(48, 16)
-    features = torch.from_numpy(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
-    query = torch.arange(48) % 6 == 0
+    features, query = toy()
     meter = RetrievalMeter(rerank={"k1": 6, "k2": 3, "lambda_value": 0.3})
-    meter.update(features, torch.from_numpy(persons) + 1, query.long(), query)
+    meter.update(features, torch.arange(48) // 6 + 1, query.long(), query)
     scores = meter.compute()
     assert scores.reranked is not None and scores.reranked.cmc[0] == 1
     assert scores.mean_ap.item() == pytest.approx(0.954583, abs=1e-6)
@@ -225,6 +229,16 @@ def test_reranking_raises_the_scores_of_the_toy() -> None:
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
     shuffled = k_reciprocal_rerank(features[query], features[~query][order], 6, 3, 0.3)
     torch.testing.assert_close(shuffled, final[:, order])
+
+
+def test_distances_squared_twice_give_the_numbers_of_torchreid() -> None:
+    features, query = toy()
+    final = _rerank(features[query], features[~query], k1=6, k2=3, lambda_value=0.3, compat="torchreid")
+    close(final[0, :6], [0.014608, 0.077966, 0.033830, 0.028103, 0.064299, 0.877588], atol=1e-6)
+    assert final.mean().item() == pytest.approx(0.754072, abs=1e-6)
+    options: dict[str, Any] = {"k1": 6, "k2": 3}
+    twice = measured(rerank=options | {"compat": "torchreid"})
+    assert twice.reranked is not None and not same(twice.reranked, measured(rerank=options).reranked)  # type: ignore[arg-type]
 
 
 def test_jaccard_distances_are_symmetric_and_scale_free() -> None:

@@ -282,6 +282,25 @@ def test_training_from_files_gives_the_numbers_of_training_from_memory(kind: str
     assert found[0][1]["test_map"] > 0
 
 
+def test_the_official_protocol_of_mars_has_the_queries_in_the_gallery(tmp_path: Path) -> None:
+    memory = tracklets()
+    write_mars(tmp_path, [memory.opened(split) for split in ("train", "query", "gallery")])
+    scores = {}
+    for protocol, gallery in (("torchreid", 8), ("official", 16)):
+        data = tracklets(name="mars", root=str(tmp_path), complete=False, protocol=protocol)
+        assert data.splits() == ("train", "query", "gallery")
+        assert data.describe("val") == data.describe("test")  # nobody is held back
+        assert data.describe("test") == (
+            f"mars: 8 queries of 4 persons, {gallery} in the gallery, protocol {protocol}; clips dense of 2 frames"
+        )
+        made = recipe()
+        (tested,) = trainer(tmp_path).test(made, data, verbose=False)
+        assert tested["test_queries"] == 8
+        scores[protocol] = made.scores["test"]
+    assert len(scores["torchreid"].cmc) == 8 and len(scores["official"].cmc) == 16
+    assert not torch.equal(scores["torchreid"].average_precisions, scores["official"].average_precisions)
+
+
 def configuration(folder: Path, **data: Any) -> Path:
     """A configuration of a short training on the world."""
     given: dict[str, Any] = {"persons_per_batch": 4, "items_per_person": 2, "size": [64, 32], "lengths": [9, 5, 7]}
@@ -312,7 +331,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_leaves_pictures_of_galleries_and_is_judged_by_its_mean_average_precision(run_dir: Path) -> None:
-    with Image.open(run_dir / "predictions.png") as sheet:
+    with Image.open(run_dir / "tensorboard" / "predictions.png") as sheet:
         assert sheet.width > 11 * 64 and sheet.height > 8 * 128
     assert (run_dir / "checkpoints" / "best.ckpt").is_file()
     assert "val_map" in (run_dir / "csv" / "metrics.csv").read_text().splitlines()[0]

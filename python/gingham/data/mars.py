@@ -123,10 +123,10 @@ def _matrix(file: Path, variable: str) -> NDArray[Any]:
     """A numeric variable of a file of MATLAB."""
     from scipy.io import loadmat
 
+    if not file.is_file():  # scipy would look for other endings
+        raise DataError(f"{file}: no such file, expected the table {variable}")
     try:
         content = loadmat(file, variable_names=[variable])
-    except (FileNotFoundError, IsADirectoryError):
-        raise DataError(f"{file}: no such file, expected the table {variable}") from None
     except Exception as error:  # scipy raises many types for files that are damaged or of another kind
         raise DataError(f"{file}: not a readable file of MATLAB (before 7.3) with the table {variable}") from error
     values = content.get(variable)

@@ -17,6 +17,7 @@ from torchmetrics import Metric
 
 from gingham.errors import DataError
 from gingham.ops import k_reciprocal_rerank
+from gingham.reference.k_reciprocal_rerank import rerank_distances
 
 #: How precisions become an average precision, see `rank`.
 AveragePrecision = Literal["standard", "oxford"]
@@ -200,6 +201,8 @@ class RetrievalMeter(Metric):
         ap: how precisions become an average precision, see `rank`.
         rerank: options of `gingham.ops.k_reciprocal_rerank`, ``k1``, ``k2`` and ``lambda_value``, the rest of which are
             its defaults: the scores then have those after re-ranking in their entry ``reranked``. None: they have not.
+            With ``compat: torchreid`` distances are squared twice, as that toolbox does by mistake, and a matrix of all
+            distances is in memory.
         shown: for how many queries, evenly taken from all that can be scored, the scores have the `SHOWN_ITEMS` nearest
             items, for pictures; 0 or more.
 
@@ -234,9 +237,11 @@ class RetrievalMeter(Metric):
             raise ValueError(f"metric must be 'euclidean' or 'cosine', got {metric!r}")
         _check_options(max_rank, ap)
         if rerank is not None:
-            if unknown := sorted(rerank.keys() - {"k1", "k2", "lambda_value"}):
-                raise ValueError(f"rerank has no option {unknown[0]!r}: there are k1, k2, lambda_value")
-            k_reciprocal_rerank(torch.zeros(1, 1), torch.zeros(1, 1), **rerank)
+            if unknown := sorted(rerank.keys() - {"k1", "k2", "lambda_value", "compat"}):
+                raise ValueError(f"rerank has no option {unknown[0]!r}: there are k1, k2, lambda_value, compat")
+            if (compat := rerank.get("compat")) not in (None, "torchreid"):
+                raise ValueError(f"rerank must have compat 'torchreid' or none, got {compat!r}")
+            _rerank(torch.zeros(1, 1), torch.zeros(1, 1), **rerank)
         if shown < 0:
             raise ValueError(f"shown must be 0 or more, got {shown}")
         self.metric, self.max_rank, self.ap = metric, max_rank, ap
@@ -303,7 +308,7 @@ class RetrievalMeter(Metric):
             shown = torch.where(nearest < 0, -1, places[gallery][nearest])
             scores = scores._replace(galleries=torch.cat([places[some][:, None], shown], dim=1))
         if self.rerank is not None:
-            distances = k_reciprocal_rerank(features[asked], features[gallery], **self.rerank)
+            distances = _rerank(features[asked], features[gallery], **self.rerank)
             options: dict[str, Any] = {"max_rank": self.max_rank, "ap": self.ap}
             again = rank(distances, persons[asked], cameras[asked], *columns, **options)
             scores = scores._replace(reranked=again)
@@ -317,6 +322,15 @@ def _nearest(
     own = (gallery_persons == query_persons[:, None]) & (gallery_cameras == query_cameras[:, None])
     order = distances.masked_fill(own, torch.inf).argsort(dim=1, stable=True)[:, :SHOWN_ITEMS]
     return F.pad(order.masked_fill(own.gather(1, order), -1), (0, SHOWN_ITEMS - order.shape[1]), value=-1)
+
+
+def _rerank(queries: Tensor, gallery: Tensor, *, compat: str | None = None, **options: Any) -> Tensor:
+    if compat is None:
+        return k_reciprocal_rerank(queries, gallery, **options)
+    k_reciprocal_rerank(queries[:1], gallery[:1], **options)  # raises what is wrong with the options
+    features = torch.cat([queries, gallery])
+    squared = _squared_distances(features, features).clamp(min=0).fill_diagonal_(0)
+    return rerank_distances(squared.square(), len(queries), **options)
 
 
 def _squared_distances(queries: Tensor, gallery: Tensor) -> Tensor:

@@ -25,6 +25,29 @@ def k_reciprocal_rerank(
     features = features - features.mean(0)  # distances stay, and lose fewer digits
     squares = features.square().sum(1)
     distances = (squares[:, None] + squares - 2 * features @ features.T).clamp(min=0).fill_diagonal_(0)
+    return rerank_distances(distances, queries, k1, k2, lambda_value)
+
+
+def rerank_distances(distances: Tensor, queries: int, k1: int = 20, k2: int = 6, lambda_value: float = 0.3) -> Tensor:
+    """The same from distances.
+
+    Args:
+        distances: [N, N], of all items to each other, queries first, 0 on the diagonal; squared Euclidean ones make it
+            the definition.
+        queries: Nq, how many of the items.
+        k1: as in `gingham.ops.k_reciprocal_rerank`.
+        k2: as there.
+        lambda_value: as there.
+
+    Returns:
+        [Nq, N - Nq].
+
+    Example:
+        >>> import torch
+        >>> line = torch.arange(6.0)
+        >>> rerank_distances((line[:, None] - line).square(), queries=2, k1=2, k2=1).shape
+        torch.Size([2, 4])
+    """
     furthest = distances.amax(1, keepdim=True)
     distances = distances / furthest.where(furthest > 0, 1)
 
@@ -36,10 +59,10 @@ def k_reciprocal_rerank(
         return within & within.T
 
     near = reciprocal(k1)
-    nearer = reciprocal(round(k1 / 2)).to(features.dtype)  # Python rounds halves to even
-    common = near.to(features.dtype) @ nearer.T  # common[i, j] = |R(j, k1 / 2) and R(i, k1)|
+    nearer = reciprocal(round(k1 / 2)).to(distances.dtype)  # Python rounds halves to even
+    common = near.to(distances.dtype) @ nearer.T  # common[i, j] = |R(j, k1 / 2) and R(i, k1)|
     joins = near & (3 * common > 2 * nearer.sum(1))
-    members = near | (joins.to(features.dtype) @ nearer > 0)
+    members = near | (joins.to(distances.dtype) @ nearer > 0)
 
     weights = torch.exp(-distances) * members
     weights = weights / weights.sum(1, keepdim=True)
