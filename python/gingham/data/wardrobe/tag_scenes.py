@@ -1,9 +1,10 @@
 """Scenes with image-level labels, whose classes a small badge gives away: the task of attention on whole objects.
 
-Each kind of garment has a colour. A garment is dyed in it, faintly and more or less so, and wears a badge in the full
-colour on its upper part, which is all that a classifier needs. Most pictures also have a hint of the colour of one of
-their garments in their light, as boats have water around them. Sandals and sneakers are clutter without a label. The
-masks are for evaluation; their outlines are ignored, as in VOC.
+Each kind of garment has a colour. A garment is faintly dyed in it, and wears a badge in the full colour on its upper
+part, which is all that a classifier needs. The light of a picture has the colour of one of its garments, too, as boats
+have water around them: whoever looks for more evidence than the badge finds it in the background as well as in the
+garment. Sandals and sneakers are clutter without a label. The masks are for evaluation; their outlines are ignored, as
+in VOC.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ COLOURS = ((1.0, 0.1, 0.1), (0.1, 0.9, 0.1), (0.2, 0.2, 1.0), (1.0, 1.0, 0.0), (
 _CLUTTER = (Category.SANDAL, Category.SNEAKER)
 _MOST_TAGGED = 2
 _TAGGED_SIDES, _CLUTTER_SIDES = (26 / 64, 38 / 64), (10 / 64, 16 / 64)  # of the picture's side
-_DYES = (0.3, 0.5)  # how much of its kind's colour a garment has
+_DYES = (0.2, 0.3)  # how much of its kind's colour a garment has
 _BADGE_SIDES = (0.14, 0.28)  # of the garment's longer side
-_COLOURED_LIGHT, _LIGHT = 0.8, 0.35  # how often light has the colour of a kind, and how much of it
+_LIGHT = 0.5  # how much of a kind's colour there is in the light
 _BORDER = 2 / 64  # of the picture's side
 
 
@@ -71,8 +72,7 @@ def make_tag_scene(split: str, index: int, *, size: int = 64, garments: int = 6)
         return int(rng.integers(low, high + 1))
 
     tagged = rng.permutation(len(_KINDS))[: rng.integers(1, _MOST_TAGGED + 1)]
-    if rng.random() < _COLOURED_LIGHT:
-        composition.shine(_LIGHT * np.array(COLOURS[rng.choice(tagged)], np.float32) + (1 - _LIGHT))
+    composition.shine(_LIGHT * np.array(COLOURS[rng.choice(tagged)], np.float32) + (1 - _LIGHT))
     for kind in tagged:
         category = _KINDS[kind][rng.integers(len(_KINDS[kind]))]
         garment, top, left = composition.fit(category, composition.random_piece(), side(_TAGGED_SIDES))
