@@ -1,6 +1,8 @@
 """What a run leaves behind lets it go on exactly where it was interrupted."""
 
 import csv
+import json
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 
 from gingham.cli.records import MetricsFile, checkpoints
+from gingham.cli.strict_json import strict_json
 from gingham.methods.ccnet.recipe import CCNetRecipe
 from gingham.methods.segmentation_data import SegmentationData
 
@@ -151,3 +154,9 @@ def test_rows_after_the_checkpoint_give_way(tmp_path: Path) -> None:
     again.save()
     assert [row["loss"] for row in rows(tmp_path)] == [0, 0.5, 1, 7]
     assert rows(tmp_path)[-1]["val_miou"] == 0.5
+
+
+def test_scores_that_are_not_finite_are_null_in_json() -> None:
+    scores = {"ap50": 0.5, "false_positives": math.inf, "iou": [0.25, math.nan, -math.inf], "checkpoint": None, "n": 3}
+    strict = json.loads(strict_json(scores), parse_constant=pytest.fail)
+    assert strict == {"ap50": 0.5, "false_positives": None, "iou": [0.25, None, None], "checkpoint": None, "n": 3}

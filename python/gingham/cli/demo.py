@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from gingham.cli.demo_overview import Headline, headline, table
 from gingham.cli.demos import DEMOS, Comparison, Demo, Length
+from gingham.cli.strict_json import strict_json
 from gingham.errors import GinghamError
 
 
@@ -150,9 +151,9 @@ def _whole(path: Path) -> Iterator[Path]:
     part.replace(path)
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _write(path: Path, text: str) -> None:
     with _whole(path) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n")
+        part.write_text(text)
 
 
 def _train_all(
@@ -238,7 +239,7 @@ def _train(method: str, run: Run, settings: dict[str, Any], out: Path, threads: 
     scores["seconds"] = seconds
     with _whole(folder / "weights.pt") as part:
         torch.save(parts.model.state_dict(), part)
-    _write_json(folder / "result.json", _made_of(settings) | {"scores": scores})
+    _write(folder / "result.json", json.dumps(_made_of(settings) | {"scores": scores}, indent=2))
     return scores
 
 
@@ -278,7 +279,7 @@ def _write_results(
         | ({demo.course: course[run.name]} if demo.course and course[run.name] else {})
         for run, settings in runs.items()
     }
-    _write_json(out / "results.json", made_with | each)
+    _write(out / "results.json", strict_json(made_with | each))
     settings = next(iter(runs.values()))
     report = "\n".join(
         [
@@ -291,8 +292,7 @@ def _write_results(
         ]
     )
     print(report)
-    with _whole(out / "results.md") as part:
-        part.write_text(report + "\n")
+    _write(out / "results.md", report + "\n")
     return differences
 
 
@@ -304,17 +304,15 @@ def _write_overview(headlines: Mapping[str, Headline], command: str, options: ar
 
     machine = describe(torch.device("cpu"))
     made_with = {"command": command, "commit": machine.get("commit"), "machine": machine, "seeds": options.seeds}
-    _write_json(
-        options.out / "results.json", made_with | {"demos": {name: x.record() for name, x in headlines.items()}}
-    )
+    demos = {name: headline.record() for name, headline in headlines.items()}
+    _write(options.out / "results.json", strict_json(made_with | {"demos": demos}))
     done = "" if len(headlines) == len(DEMOS) else f"; so far {len(headlines)} of {len(DEMOS)} demos"
     means = "one seed" if options.seeds == 1 else f"means of {options.seeds} seeds"
     lines = [f"Each method and its baseline on the embedded world, test split, {means}{done}: `{command}`."]
     report = "\n".join([*lines, _made_on(machine), "", *table(headlines)])
     print(report)
     print(f"results of all: {options.out / 'results.md'} and {options.out / 'results.json'}", flush=True)
-    with _whole(options.out / "results.md") as part:
-        part.write_text(report + "\n")
+    _write(options.out / "results.md", report + "\n")
 
 
 def _differences(demo: Demo, results: Mapping[Run, Mapping[str, float]]) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
@@ -27,6 +26,7 @@ from gingham.cli.class_table import (
 )
 from gingham.cli.options import ConfigError, config_file, one_line_errors, packaged_configs, with_config_files
 from gingham.cli.records import MetricsFile, checkpoints, resolve_checkpoint
+from gingham.cli.strict_json import strict_json
 from gingham.data.coco_detection import write_coco_results
 from gingham.data.episodes import write_episodes
 from gingham.errors import CheckpointError, DataError
@@ -264,7 +264,7 @@ def _evaluate(cli: _CLI) -> None:
             report |= {"cmc": kept[split].cmc.tolist(), "skipped": int(kept[split].skipped)}
             print(report["protocol"])
             print("\n".join(retrieval_lines(kept[split])))
-        (cli.run_dir / f"{cli.command}.json").write_text(json.dumps(report, indent=2) + "\n")
+        (cli.run_dir / f"{cli.command}.json").write_text(strict_json(report))
         if split in kept and not isinstance(kept[split], RetrievalScores):
             rows = _class_rows(cli, kept[split], split)
             print_class_table(rows)
