@@ -88,6 +88,35 @@ def test_junk_counts_for_nothing_and_another_person_of_the_own_camera_counts() -
     close(same_camera.cmc, [0, 1])
 
 
+def by_the_definition(query: tuple[int, int], row: list[float], gallery: list[tuple[int, int]]) -> list[int]:
+    """Which items of a query's list, the nearest first, are relevant."""
+    order = sorted(range(len(row)), key=lambda i: (row[i], i))
+    return [int(gallery[i][0] == query[0]) for i in order if gallery[i] != query and gallery[i][0] != -1]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_scores_follow_the_definition(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low: int, high: int, *shape: int) -> Tensor:
+        return torch.randint(low, high, shape, generator=generator)
+
+    distances = draw(0, 12, 20, 25).float()  # with ties
+    queries, gallery = (draw(1, 6, 20), draw(0, 3, 20)), (draw(-1, 6, 25), draw(0, 3, 25))
+    lists = [
+        by_the_definition(query, row, list(zip(*(x.tolist() for x in gallery), strict=True)))
+        for query, row in zip(zip(*(x.tolist() for x in queries), strict=True), distances.tolist(), strict=True)
+    ]
+    scored = [relevant for relevant in lists if any(relevant)]
+    scores = rank(distances, *queries, *gallery, max_rank=7)
+    assert (scores.scored, scores.skipped) == (len(scored), 20 - len(scored))
+    close(scores.cmc, [sum(any(x[: r + 1]) for x in scored) / len(scored) for r in range(7)])
+    precisions = [[sum(x[: i + 1]) / (i + 1) for i in range(len(x)) if x[i]] for x in scored]
+    close(scores.average_precisions, [sum(x) / len(x) for x in precisions])
+    penalties = [sum(x) / (max(i for i in range(len(x)) if x[i]) + 1) for x in scored]
+    assert scores.mean_inp.item() == pytest.approx(sum(penalties) / len(penalties))
+
+
 def test_only_the_order_of_distances_counts() -> None:
     whole = rank(DISTANCES, *QUERIES, *GALLERY)
     for other in (DISTANCES.square(), 3 * DISTANCES - 7, DISTANCES.double().exp(), DISTANCES.half()):

@@ -375,8 +375,12 @@ def test_galleries_are_predicted(run_dir: Path, tmp_path: Path, capsys: pytest.C
         f"--out={tmp_path / 'out'}",
         "--device=cpu",
     ]
+    assert main([*given, f"--gallery={gallery}"]) == 1
+    assert f"gingham: left out {gallery / 'torn.jpg'}" in (said := capsys.readouterr()).err
+    assert f"3 images written to {tmp_path / 'out'}, 1 skipped" in said.out
+    (gallery / "torn.jpg").unlink()
     assert main([*given, f"--gallery={gallery}"]) == 0
-    assert "gingham: left out" in (said := capsys.readouterr()).err and "3 images written" in said.out
+    capsys.readouterr()
     found = json.loads((tmp_path / "out" / "galleries.json").read_text())
     assert sorted(found) == ["a.png", "b.png", "copy.png"] and all(len(rows) == 10 for rows in found.values())
     assert found["copy.png"][0] == {"name": "r.png", "distance": 0.0}

@@ -106,6 +106,7 @@ class GalleryWriter:
 
         self.recipe, self.data, self.out = recipe, data, out
         self.of_tracklets = isinstance(data, TrackletData)
+        self.left_out = 0  # items of the gallery that cannot be read
         self.names: list[str] = []
         self.images: list[Tensor] = []
         features = []
@@ -115,6 +116,7 @@ class GalleryWriter:
                 features.append(self._feature(pixels))
             except (DataError, MemoryError) as error:
                 print(f"gingham: left out {file}: {str(error).removeprefix(f'{file}: ')}", file=sys.stderr)
+                self.left_out += 1
                 continue
             self.names.append(file.name)
             self.images.append(_middle(pixels))

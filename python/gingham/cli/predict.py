@@ -95,6 +95,7 @@ def main(words: list[str]) -> int:
     attention = AttentionOptions(options.tags, options.saliency, options.seeds)
     writer = writer_for(recipe, data, options.out, support, attention, options.gallery)
     read = writer.read if isinstance(writer, GalleryWriter) else read_upright
+    skipped = writer.left_out if isinstance(writer, GalleryWriter) else 0
     if writer.stems is not None:
         files = [file for file in files if file.stem in writer.stems]
         if not files:
@@ -105,7 +106,6 @@ def main(words: list[str]) -> int:
     except (FileExistsError, NotADirectoryError) as error:
         raise DataError(f"--out {options.out}: {error.filename} is a file, but a folder is needed there") from error
     written: dict[str, Any] = {}
-    skipped = 0
     try:
         for file in tqdm(files, unit="image", disable=None):
             try:
