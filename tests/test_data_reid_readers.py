@@ -17,6 +17,7 @@ from gingham.data.wardrobe.persons import PersonImages
 from gingham.data.wardrobe.reid_export import write_market1501, write_mars
 from gingham.data.wardrobe.tracklets import Tracklets
 from gingham.errors import DataError
+from gingham.metrics.retrieval import rank
 
 SPLITS = ("train", "val_query", "val_gallery", "query", "gallery")
 
@@ -224,6 +225,45 @@ def test_tracklets_of_the_world_come_back_from_files_as_mars(tmp_path: Path) -> 
     write_mars(tmp_path, list(made.values()))
     for split in SPLITS:
         same(made[split], MARS(tmp_path, split, validation_persons=2, complete=False))
+
+
+def tables_of_the_published_size(root: Path) -> None:
+    """Tables with the numbers of MARS, one frame a tracklet: 140 queries whose persons nobody else has seen."""
+    info = root / "info"
+    info.mkdir()
+    train = [(1 + i % 625, 1 + i % 6) for i in range(8298)]
+    asked = [(1 + i % 486, 1 + i // 486) for i in range(1840)] + [(1001 + i, 1) for i in range(140)]
+    others = [(1 + i % 486, 1 + i // 486 % 2) for i in range(8062 - 1980)]
+    for part, rows in (("train", train), ("test", [(-1, 1)] * 870 + [(0, 2)] * 3248 + asked + others)):
+        names = [f"{max(person, 0):04d}C{camera}T{i:05d}F001.jpg\n" for i, (person, camera) in enumerate(rows)]
+        (info / f"{part}_name.txt").write_text("".join(names))
+        table = [(i, i, *row) for i, row in enumerate(rows, 1)]
+        savemat(info / f"tracks_{part}_info.mat", {f"track_{part}_info": np.array(table, np.float64)})
+    savemat(info / "query_IDX.mat", {"query_IDX": np.arange(870 + 3248 + 1, 870 + 3248 + 1981)[None]})
+
+
+def test_the_two_protocols_of_mars_have_the_published_numbers(tmp_path: Path) -> None:
+    tables_of_the_published_size(tmp_path)
+    train, query, gallery = (MARS(tmp_path, split) for split in ("train", "query", "gallery"))
+    assert (len(train), train.num_persons, len(query), len(gallery)) == (8298, 625, 1980, 9330)
+    official = MARS(tmp_path, "gallery", protocol="official")
+    assert len(official) == 12180
+    sights = [torch.from_numpy(x) for x in (query.persons, query.cameras, gallery.persons, gallery.cameras)]
+    scores = rank(torch.zeros(1980, 1).expand(-1, len(gallery)), *sights)
+    assert (scores.scored, scores.skipped) == (1840, 140)
+
+
+def test_queries_of_the_published_numbers_are_accepted(tmp_path: Path) -> None:
+    for reader, count, persons in ((Market1501, 3368, 750), (DukeMTMCReID, 2228, 702)):
+        folder = tmp_path / reader.__name__ / "query"
+        folder.mkdir(parents=True)
+        for index in range(count):
+            (folder / f"{1 + index % persons:04d}_c{1 + index // persons}s1_{index:06d}_00.jpg").touch()
+        query = reader(tmp_path / reader.__name__, "query")
+        assert len(query) == count and query.num_persons == persons
+        next(folder.iterdir()).unlink()
+        with pytest.raises(DataError, match=f"{count - 1} images, but the published data set has {count}"):
+            reader(tmp_path / reader.__name__, "query")
 
 
 @pytest.mark.parametrize("name", ["0001_C6_F{:04d}_X30823.jpg", "0001C6F{:04d}X30823.jpg"])

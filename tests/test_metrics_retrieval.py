@@ -137,6 +137,7 @@ def test_a_small_gallery_has_few_ranks() -> None:
     assert rank(DISTANCES, *QUERIES, *GALLERY).at(20) == 1 and rank(DISTANCES, *QUERIES, *GALLERY).at(2) == 1 / 3
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_nothing_to_score_is_an_error() -> None:
     junk = torch.full_like(GALLERY[0], -1)
     with pytest.raises(DataError, match="the gallery has no item but junk"):
