@@ -93,6 +93,11 @@ class NetworkRecipe(lightning.LightningModule, ABC):
         """The learning rate at a step of the training, as a share of that at step 0; warm-up comes on top."""
         return float(max(0.0, 1 - step / total) ** self.power)
 
+    def scheduled_factor(self, step: int, total: int) -> float:
+        """The same with the warm-up."""
+        rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        return rise * self.rate_factor(step, total)
+
     @abstractmethod
     def evaluate(self, batch: Any, split: str) -> None:
         """Count a batch of "val" or "test" in the split's meters."""
@@ -137,12 +142,7 @@ class NetworkRecipe(lightning.LightningModule, ABC):
                 "trainer.max_epochs or trainer.max_steps must be given: the learning rate falls over the whole training"
             )
         total = max(1, int(steps))
-
-        def factor(step: int) -> float:
-            rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-            return rise * self.rate_factor(step, total)
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.scheduled_factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:

@@ -1,0 +1,456 @@
+"""One-shot adaptation under Lightning's trainer: stages, labels, going on when interrupted, and what it refuses."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import pytest
+import torch
+import yaml
+
+pytest.importorskip("timm", reason="training needs the extra: pip install gingham[train]")
+from gingham.cli.options import config_file, instantiate, packaged_configs
+from gingham.errors import CheckpointError, DataError
+from gingham.methods.oneshot_reid import adaptation as adaptation_module
+from gingham.methods.oneshot_reid.adaptation import OneShotAdaptation
+from gingham.methods.oneshot_reid.data import AdaptationData
+from gingham.methods.oneshot_reid.recipe import OneShotRecipe
+from gingham.methods.oneshot_reid.split import one_shot_split, write_split
+from trainings import trainer
+
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
+
+NETWORK: dict[str, Any] = {
+    "backbone": "small",
+    "num_classes": 6,
+    "embedding_channels": 8,
+    "bn_group": None,
+    "backbone_options": {"widths": [8, 8, 8]},
+}
+STEPS = 3
+
+
+def recipe(network: dict[str, Any] | None = None, **options: Any) -> OneShotRecipe:
+    torch.manual_seed(0)
+    given: dict[str, Any] = {"optimizer": "adamw", "learning_rate": 0.003}
+    return OneShotRecipe(NETWORK | (network or {}), **given | options)
+
+
+def data(**options: Any) -> AdaptationData:
+    given: dict[str, Any] = {
+        "images": 3,
+        "source_persons": 6,
+        "lengths": (5, 4, 4),
+        "size": (32, 16),
+        "steps_per_epoch": STEPS,
+        "persons_per_batch": 3,
+        "items_per_person": 2,
+        "target_persons_per_batch": 2,
+        "target_items_per_person": 2,
+        "evaluation_batch_size": 40,
+    }
+    return AdaptationData(**given | options)
+
+
+def adaptation(**options: Any) -> OneShotAdaptation:
+    given: dict[str, Any] = {"start": 1, "epochs": 2, "decay_epoch": 1, "radius_share": 0.1, "min_samples": 2, "k1": 4}
+    return OneShotAdaptation(**given | options)
+
+
+def fit(folder: Path, callback: OneShotAdaptation, *, given: Any = None, to: Any = None, **options: Any) -> Any:
+    defaults: dict[str, Any] = {"max_epochs": 5, "limit_val_batches": 0}
+    callbacks = [callback, *options.pop("callbacks", [])]
+    run = trainer(folder, callbacks=callbacks, **defaults | options)
+    model = to or recipe()
+    run.fit(model, given or data())
+    return run, model
+
+
+def table(folder: Path, name: str) -> list[dict[str, str]]:
+    with (folder / "pseudo_labels" / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class Watch(lightning.Callback):
+    """Learning rates and the streams of every batch."""
+
+    def __init__(self) -> None:
+        self.rates: list[list[float]] = []
+        self.streams: list[list[str]] = []
+        self.batches: list[dict[str, Any]] = []
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, _: Any, outputs: Any, batch: Any, *__: Any) -> None:
+        self.streams.append(list(batch))
+        self.batches.append(batch)
+
+    def on_before_optimizer_step(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+
+# ------------------------------------------------------------------------------------------------ a whole training
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, OneShotAdaptation, Watch, OneShotRecipe]:
+    """A run that was never interrupted: an epoch on the source, two iterations of two epochs."""
+    folder = tmp_path_factory.mktemp("finished")
+    torch.set_num_threads(1)
+    callback, watch = adaptation(), Watch()
+    run, model = fit(folder, callback, callbacks=[watch], limit_val_batches=None, to=recipe(new_layers_rate=3.0))
+    return folder, run, callback, watch, model
+
+
+def test_the_source_comes_first_and_then_labels_and_clusters(finished: Any) -> None:
+    watch = finished[3]
+    assert watch.streams[:STEPS] == [["source"]] * STEPS
+    assert watch.streams[STEPS:] == [["assigned", "mined"]] * (4 * STEPS)
+
+
+def test_rates_fall_on_the_source_and_in_every_iteration(finished: Any) -> None:
+    on_source = [(1 - step / STEPS) ** 0.9 for step in range(STEPS)]
+    in_iteration = [1.0] * STEPS + [0.1] * STEPS
+    for (backbone, others), factor in zip(finished[3].rates, on_source + 2 * in_iteration, strict=True):
+        assert backbone == pytest.approx(0.003 * factor)
+        assert others == pytest.approx(0.009 * factor)
+
+
+def test_it_logs_scores_and_how_good_the_labels_were(finished: Any) -> None:
+    _, run, callback, _, model = finished
+    logged = {name: float(value) for name, value in run.callback_metrics.items()}
+    figures = {"pseudo_accuracy", "weight_right", "pseudo_labels", "clusters", "clustered", "cluster_purity"}
+    assert figures | {"loss_assigned", "loss_mined", "val_map", "val_rank1"} <= logged.keys()
+    truth, labels = data().true_persons, callback.current
+    guessed = data().known_persons < 0
+    assert logged["pseudo_labels"] == guessed.sum() == 25
+    right = labels.persons[guessed] == truth[guessed]
+    assert logged["pseudo_accuracy"] == pytest.approx(right.mean())
+    assert logged["weight_right"] == pytest.approx(labels.weights[guessed][right].mean())
+    assert logged["weight_wrong"] == pytest.approx(labels.weights[guessed][~right].mean())
+    inside = labels.clusters >= 0
+    majority = [np.bincount(truth[labels.clusters == cluster]).max() for cluster in range(labels.clusters.max() + 1)]
+    assert logged["cluster_purity"] == pytest.approx(sum(majority) / inside.sum())
+    (tested,) = run.test(model, data(), verbose=False)
+    assert 0 < tested["test_map"] <= 1 and tested["test_queries"] == 8
+
+
+def test_every_iteration_writes_its_labels(finished: Any) -> None:
+    folder, _, callback, _, _ = finished
+    found = sorted(file.name for file in (folder / "pseudo_labels").iterdir())
+    assert found == ["final.csv", "iteration_00.csv", "iteration_01.csv"]
+    target, rows = data().target, table(folder, "iteration_01")
+    assert [row["name"] for row in rows] == list(target.names)
+    known = data().known_persons
+    for index, row in enumerate(rows):
+        assert int(row["labelled"]) == (known[index] >= 0)
+        if known[index] >= 0:
+            assert int(row["person"]) == target.person_ids[index] and float(row["weight"]) == 1
+        assert float(row["weight"]) == pytest.approx(callback.current.weights[index], abs=1e-6)
+        assert int(row["cluster"]) == callback.current.clusters[index]
+    assert {int(row["person"]) for row in rows} <= set(target.person_ids.tolist())
+
+
+def test_the_labels_are_those_of_the_network_at_that_moment(finished: Any, tmp_path: Path) -> None:
+    folder, run, callback, _, model = finished
+    again = data()
+    run.datamodule = again
+    features = model.features_of(again.target_loader())
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(30))
+    persons, weights, _ = callback._guess(again, features)
+    rows = table(folder, "final")
+    assert [int(row["person"]) for row in rows] == again.known_ids[persons].tolist()
+    assert [float(row["weight"]) for row in rows] == pytest.approx(weights.tolist(), abs=1e-5)
+
+
+def test_new_networks_can_be_trained_on_the_last_labels(finished: Any, tmp_path: Path) -> None:
+    file = finished[0] / "pseudo_labels" / "final.csv"
+    again = data(labels_file=str(file))
+    persons = len({row["person"] for row in table(finished[0], "final")})
+    assert again.source.num_persons == persons
+    assert again.source.names == again.target.names
+    torch.testing.assert_close(again.source.read(3), again.target.read(3))
+    if persons >= 3:
+        run = trainer(tmp_path, max_epochs=1, limit_val_batches=0)
+        run.fit(recipe({"num_classes": persons}), again)
+        assert set(run.callback_metrics) >= {"loss_source", "loss_source_classes"}
+
+
+# ------------------------------------------------------------------------------------------------ what is known
+
+
+def test_the_persons_of_unlabelled_images_change_nothing(tmp_path: Path) -> None:
+    split_file = tmp_path / "split.json"
+    target = data().target
+    split = one_shot_split(target.persons, target.cameras, target.names)
+    write_split(split_file, split)
+    states, accuracies = [], []
+    for seed in (None, 0):
+        given = data(split_file=str(split_file))
+        if seed is not None:
+            free = given.known_persons < 0
+            noise = np.random.default_rng(seed).integers(1, 10_000, free.sum())
+            given.target.person_ids[free] = noise
+            given.target.persons = np.unique(given.target.person_ids, return_inverse=True)[1].astype(np.int64)
+        callback = adaptation()
+        _, model = fit(tmp_path / str(seed), callback, given=given, max_epochs=3)
+        states.append(model.state_dict())
+        accuracies.append(callback.figures.pseudo_accuracy)  # type: ignore[union-attr]
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+    assert accuracies[0] > accuracies[1]  # which somebody who knows the truth can say
+
+
+@pytest.mark.parametrize("shots", [1, 2, 5])
+def test_labelled_and_unlabelled_images_are_all(shots: int) -> None:
+    given = data(shots=shots)
+    known = given.known_persons
+    assert (known >= 0).sum() == 5 * shots == len(given.split.labelled)
+    assert (known[known >= 0] == given.true_persons[known >= 0]).all()
+    assert len(known) == len(given.target) == 30 and (given.true_persons >= 0).all()
+
+
+@pytest.mark.parametrize("labels", ["given", "true", "none"])
+def test_other_labels_to_compare_with(labels: Any, tmp_path: Path) -> None:
+    callback, watch, given = adaptation(labels=labels, self_mining=labels == "none"), Watch(), data()
+    fit(tmp_path, callback, given=given, max_epochs=3, callbacks=[watch])
+    assert not (tmp_path / "pseudo_labels").exists()
+    expected = {"given": given.known_persons, "true": given.true_persons}.get(labels)
+    for batch in watch.batches[STEPS:]:
+        assert batch.keys() == ({"mined"} if expected is None else {"assigned"})
+        if expected is not None:
+            assert batch["assigned"]["person"].tolist() == expected[batch["assigned"]["index"]].tolist()
+            assert (batch["assigned"]["weight"] == 1).all()
+
+
+def test_progressive_selection_takes_the_surest_first(tmp_path: Path) -> None:
+    seen = []
+
+    class Look(lightning.Callback):
+        def on_train_epoch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+            if callback.current is not None:
+                seen.append((callback.current.iteration, int((callback.current.persons >= 0).sum())))
+
+    callback = adaptation(selection="progressive", self_mining=False)
+    fit(tmp_path, callback, callbacks=[Look()], max_epochs=7)
+    assert seen == [(0, 13), (0, 13), (1, 21), (1, 21), (2, 30), (2, 30)]
+    rows = table(tmp_path, "iteration_00")
+    chosen = [float(row["score"]) for row in rows if row["person"] and row["labelled"] == "0"]
+    others = [float(row["score"]) for row in rows if not row["person"]]
+    assert len(chosen) == 8 and min(chosen) >= max(others)
+
+
+# ------------------------------------------------------------------------------------------------ clusters
+
+
+def test_the_radius_is_that_of_the_first_iteration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured, used = [], []
+    radius_of, cluster = adaptation_module.mining_radius, adaptation_module.dbscan
+
+    def measure(distances: Any, share: float) -> float:
+        measured.append(radius_of(distances, share))
+        return measured[-1]
+
+    def clusters(distances: Any, radius: float, min_samples: int) -> Any:
+        used.append((radius, radius_of(distances, 0.1)))
+        return cluster(distances, radius, min_samples)
+
+    monkeypatch.setattr(adaptation_module, "mining_radius", measure)
+    monkeypatch.setattr(adaptation_module, "dbscan", clusters)
+    fit(tmp_path, adaptation(epochs=1, decay_epoch=1), max_epochs=4)
+    assert len(measured) == 1 and [radius for radius, _ in used] == measured * 3
+    assert used[2][1] != measured[0]
+
+
+def test_an_iteration_with_too_few_clusters_does_without(tmp_path: Path) -> None:
+    watch = Watch()
+    run = trainer(tmp_path, callbacks=[adaptation(min_samples=30), watch], max_epochs=2, limit_val_batches=0)
+    with pytest.warns(UserWarning, match="self-mining found 0 clusters, fewer than the 2 of a batch"):
+        run.fit(recipe(), data())
+    assert watch.streams[STEPS:] == [["assigned"]] * STEPS
+    with pytest.raises(DataError, match="iteration 0 has nothing to train on"):
+        fit(tmp_path, adaptation(min_samples=30, labels="none"), max_epochs=2)
+
+
+# ------------------------------------------------------------------------------------------------ interruptions
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[Any]]:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("whole")
+    _, model = fit(folder, adaptation(), to=recipe({"dropout": 0.3}))
+    return model.state_dict(), [table(folder, f"iteration_{number:02d}") for number in (0, 1)]
+
+
+@pytest.mark.parametrize("stop", [1, STEPS, STEPS + 2, 2 * STEPS, 3 * STEPS, 4 * STEPS + 1])
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(whole: Any, stop: int, tmp_path: Path) -> None:
+    """On the source, at the ends of an epoch, of an iteration, and in its midst."""
+
+    class Stop(lightning.Callback):
+        def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+            if trainer.global_step == stop:
+                trainer.save_checkpoint(tmp_path / "half.ckpt")
+                raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(tmp_path / "first", adaptation(), to=recipe({"dropout": 0.3}), callbacks=[Stop()])
+    model = recipe({"dropout": 0.3})
+    run = trainer(tmp_path / "second", callbacks=[adaptation()], max_epochs=5, limit_val_batches=0)
+    run.fit(model, data(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    for name, value in whole[0].items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    for number in (0, 1):
+        file = f"iteration_{number:02d}"
+        where = "second" if (tmp_path / "second" / "pseudo_labels" / f"{file}.csv").exists() else "first"
+        assert table(tmp_path / where, file) == whole[1][number]
+
+
+# ------------------------------------------------------------------------------------------------ the best network
+
+
+def test_the_best_of_the_validations_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states, scores = [], iter([0.9, 0.2, 0.7, 0.7, 0.1])
+
+    class Keep(lightning.Callback):
+        def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+            states.append({name: value.clone() for name, value in pl_module.network.state_dict().items()})
+
+    def report(model: Any, split: str) -> None:
+        model.log("val_map", next(scores))
+        model.meters[split].reset()
+
+    monkeypatch.setattr(OneShotRecipe, "report", report)
+    _, model = fit(tmp_path, adaptation(keep="best"), callbacks=[Keep()], limit_val_batches=None)
+    assert len(states) == 5
+    for name, value in model.network.state_dict().items():
+        assert torch.equal(value, states[2][name])  # of the source none, of the target the first of the best
+    assert not torch.equal(states[2]["embedding.0.weight"], states[4]["embedding.0.weight"])
+
+
+# ------------------------------------------------------------------------------------------------ weights of a source
+
+
+def test_adaptation_can_begin_with_a_network_of_the_source(tmp_path: Path) -> None:
+    source = recipe()
+    run = trainer(tmp_path, max_epochs=1, limit_val_batches=0)
+    run.fit(source, data())
+    run.save_checkpoint(tmp_path / "source.ckpt")
+    torch.save(source.network.state_dict(), tmp_path / "plain.pt")
+    labels = []
+    for file in ("source.ckpt", "plain.pt"):
+        model = recipe({"num_classes": 0, "target_classes": 5}, source_weights=str(tmp_path / file))
+        callback = adaptation(start=0)
+        run, _ = fit(tmp_path / file.partition(".")[0], callback, to=model, max_epochs=2)
+        assert "loss_assigned_classes" in run.callback_metrics
+        labels.append(table(tmp_path / file.partition(".")[0], "iteration_00"))
+    assert labels[0] == labels[1]
+    features = source.features_of(data().target_loader())
+    persons, _, _ = callback._guess(data(), features)
+    assert [int(row["person"]) for row in labels[0]] == data().known_ids[persons].tolist()
+    other = recipe({"embedding_channels": 9}, source_weights=str(tmp_path / "plain.pt"))
+    with pytest.raises(CheckpointError, match=r"plain\.pt does not fit the model: .*embedding"):
+        fit(tmp_path, adaptation(start=0), to=other)
+
+
+# ------------------------------------------------------------------------------------------------ options
+
+
+def refused(text: str, error: Any, action: Callable[[], Any]) -> None:
+    with pytest.raises(error, match=text):
+        action()
+
+
+def test_what_does_not_fit_together_is_named(tmp_path: Path) -> None:
+    refused("^start must be 1 or more epochs", DataError, lambda: fit(tmp_path, adaptation(start=0)))
+    refused(
+        "num_classes 9, the source has 6", DataError, lambda: fit(tmp_path, adaptation(), to=recipe({"num_classes": 9}))
+    )
+    wide = data(target_persons_per_batch=6)
+    refused(
+        "the assigned images are of 5 persons", DataError, lambda: fit(tmp_path, adaptation(), given=wide, max_epochs=2)
+    )
+    refused("max_epochs must be given", DataError, lambda: fit(tmp_path, adaptation(), max_epochs=-1, max_steps=3))
+    split = tmp_path / "split.json"
+    write_split(split, one_shot_split(np.array([0]), np.array([0]), ["nobody"]))
+    refused("lists 'nobody', which is no training image", DataError, lambda: data(split_file=str(split)).known_ids)
+    labels = tmp_path / "labels.csv"
+    labels.write_text("name,person\nnobody,1\n")
+    refused("labels.csv: has no label for", DataError, lambda: data(labels_file=str(labels)).source)
+    labels.write_text("image\nnobody\n")
+    refused("labels.csv: is no table of labels", DataError, lambda: data(labels_file=str(labels)).source)
+    refused("data.source_root is not set", DataError, lambda: data(source_name="market1501").source)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"start": -1},
+        {"epochs": 0},
+        {"decay_epoch": 3},
+        {"rate": 0.0},
+        {"labels": "all"},
+        {"selection": "some"},
+        {"metric": "cosine"},
+        {"k1": 0},
+        {"k2": 0},
+        {"lambda_value": 1.5},
+        {"source_share": -0.1},
+        {"diagonal": "one"},
+        {"radius_share": 0.0},
+        {"min_samples": 0},
+        {"keep": "all"},
+    ],
+    ids=str,
+)
+def test_options_of_the_adaptation_outside_their_range_are_named(options: dict[str, Any]) -> None:
+    refused(f"^{next(iter(options))} must be", ValueError, lambda: adaptation(**options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"margin": -1.0},
+        {"source_mining": "easy"},
+        {"target_mining": "easy"},
+        {"weighting": "all"},
+        {"new_layers_rate": 0.0},
+        {"constant_share": 1.0},
+        {"final_factor": 0.0},
+    ],
+    ids=str,
+)
+def test_options_of_the_recipe_outside_their_range_are_named(options: dict[str, Any]) -> None:
+    refused(f"^{next(iter(options))} must be", ValueError, lambda: recipe(**options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shots": 0},
+        {"split_rule": "last"},
+        {"steps_per_epoch": 0},
+        {"target_persons_per_batch": 0},
+        {"target_items_per_person": 0},
+        {"source_persons": 0},
+    ],
+    ids=str,
+)
+def test_options_of_the_data_outside_their_range_are_named(options: dict[str, Any]) -> None:
+    refused(f"^{next(iter(options))} must be", ValueError, lambda: data(**options))
+
+
+def test_the_rate_on_the_source_is_that_of_the_code() -> None:
+    made = recipe(constant_share=2 / 3)
+    assert [made.rate_factor(epoch, 150) for epoch in (0, 99, 100)] == [1, 1, 1]
+    assert made.rate_factor(125, 150) == pytest.approx(0.001**0.5)
+    assert made.rate_factor(150, 150) == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize("name", [name for name in packaged_configs() if name.startswith("oneshot_reid_")])
+def test_packaged_configurations_are_whole(name: str) -> None:
+    content = yaml.safe_load(Path(config_file(name)).read_text())
+    with torch.device("meta"):
+        parts = instantiate(content, source=name)
+    assert isinstance(parts.model, OneShotRecipe) and isinstance(parts.data, AdaptationData)
