@@ -132,10 +132,10 @@ class AdaptationData(PersonData):
     # -------------------------------------------------------------------------------------------- the data sets
 
     def splits(self) -> tuple[str, ...]:
-        return (*super().splits(), "source")
+        return (*super().splits(), "train_source")
 
     def open(self, split: str) -> PersonDataset:
-        if split != "source":
+        if split != "train_source":
             return super().open(split)
         if self.labels_file is not None:
             return relabelled(self.target, self.labels_file)
@@ -148,7 +148,7 @@ class AdaptationData(PersonData):
     @property
     def source(self) -> PersonDataset:
         """The training images of the source."""
-        found: PersonDataset = self.opened("source")
+        found: PersonDataset = self.opened("train_source")
         return found
 
     @property
