@@ -70,7 +70,7 @@ def test_classifiers_see_the_embedding_and_differ_by_name_only() -> None:
 def test_new_layers_begin_small() -> None:
     model = small(num_classes=40, embedding_channels=400)
     for layer in (model.embedding[0], model.source_classifier):
-        assert float(layer.weight.std()) == pytest.approx(0.001, rel=0.05)
+        assert float(layer.weight.detach().std()) == pytest.approx(0.001, rel=0.05)
     assert not model.source_classifier.bias.any()
 
 

@@ -1,6 +1,9 @@
 """One-shot adaptation under Lightning's trainer: stages, labels, going on when interrupted, and what it refuses."""
 
 import csv
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,9 @@ import torch
 import yaml
 
 pytest.importorskip("timm", reason="training needs the extra: pip install gingham[train]")
+from gingham.cli import main
 from gingham.cli.options import config_file, instantiate, packaged_configs
+from gingham.data.wardrobe.reid_export import write_market1501
 from gingham.errors import CheckpointError, DataError
 from gingham.methods.oneshot_reid import adaptation as adaptation_module
 from gingham.methods.oneshot_reid.adaptation import OneShotAdaptation
@@ -31,6 +36,26 @@ NETWORK: dict[str, Any] = {
     "backbone_options": {"widths": [8, 8, 8]},
 }
 STEPS = 3
+DATA: dict[str, Any] = {
+    "images": 3,
+    "source_persons": 6,
+    "lengths": [5, 4, 4],
+    "size": [32, 16],
+    "steps_per_epoch": STEPS,
+    "persons_per_batch": 3,
+    "items_per_person": 2,
+    "target_persons_per_batch": 2,
+    "target_items_per_person": 2,
+    "evaluation_batch_size": 40,
+}
+ADAPTATION: dict[str, Any] = {
+    "start": 1,
+    "epochs": 2,
+    "decay_epoch": 1,
+    "radius_share": 0.1,
+    "min_samples": 2,
+    "k1": 4,
+}
 
 
 def recipe(network: dict[str, Any] | None = None, **options: Any) -> OneShotRecipe:
@@ -40,24 +65,11 @@ def recipe(network: dict[str, Any] | None = None, **options: Any) -> OneShotReci
 
 
 def data(**options: Any) -> AdaptationData:
-    given: dict[str, Any] = {
-        "images": 3,
-        "source_persons": 6,
-        "lengths": (5, 4, 4),
-        "size": (32, 16),
-        "steps_per_epoch": STEPS,
-        "persons_per_batch": 3,
-        "items_per_person": 2,
-        "target_persons_per_batch": 2,
-        "target_items_per_person": 2,
-        "evaluation_batch_size": 40,
-    }
-    return AdaptationData(**given | options)
+    return AdaptationData(**DATA | options)
 
 
 def adaptation(**options: Any) -> OneShotAdaptation:
-    given: dict[str, Any] = {"start": 1, "epochs": 2, "decay_epoch": 1, "radius_share": 0.1, "min_samples": 2, "k1": 4}
-    return OneShotAdaptation(**given | options)
+    return OneShotAdaptation(**ADAPTATION | options)
 
 
 def fit(folder: Path, callback: OneShotAdaptation, *, given: Any = None, to: Any = None, **options: Any) -> Any:
@@ -352,6 +364,70 @@ def test_adaptation_can_begin_with_a_network_of_the_source(tmp_path: Path) -> No
     other = recipe({"embedding_channels": 9}, source_weights=str(tmp_path / "plain.pt"))
     with pytest.raises(CheckpointError, match=r"plain\.pt does not fit the model: .*embedding"):
         fit(tmp_path, adaptation(start=0), to=other)
+
+
+# ------------------------------------------------------------------------------------------------ files, processes
+
+
+def test_adaptation_from_files_gives_the_numbers_of_adaptation_from_memory(tmp_path: Path) -> None:
+    given = data()
+    for domain, splits in (("source", ["train_source"]), ("target", ["train", "query", "gallery"])):
+        for split in splits:
+            write_market1501(tmp_path / domain, given.open(split))  # type: ignore[arg-type]
+    files = {"root": str(tmp_path / "target"), "source_root": str(tmp_path / "source"), "complete": False}
+    found = []
+    for options in ({}, {"name": "market1501", "source_name": "market1501", **files}):
+        run, model = fit(tmp_path / f"run{len(found)}", adaptation(), given=data(**options), max_epochs=3)
+        (scores,) = run.test(model, data(**options), verbose=False)
+        found.append((scores, model.network.state_dict()))
+    assert found[0][0] == found[1][0]
+    for name, value in found[0][1].items():
+        assert torch.equal(value, found[1][1][name]), name
+
+
+@pytest.mark.slow
+def test_two_processes_label_as_one_does(tmp_path: Path) -> None:
+    torch.save(recipe().network.state_dict(), tmp_path / "source.pt")
+    content = {
+        "model": {
+            "class_path": "gingham.methods.oneshot_reid.recipe.OneShotRecipe",
+            "init_args": {"network": NETWORK, "source_weights": str(tmp_path / "source.pt"), "optimizer": "adamw"},
+        },
+        "data": {
+            "class_path": "gingham.methods.oneshot_reid.data.AdaptationData",
+            "init_args": DATA | {"lengths": [5, 3, 3]},
+        },
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 1,
+            "num_sanity_val_steps": 0,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": [
+                {
+                    "class_path": "gingham.methods.oneshot_reid.adaptation.OneShotAdaptation",
+                    "init_args": ADAPTATION | {"start": 0},
+                }
+            ],
+        },
+    }
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(content))
+    words = ["fit", f"--config={file}"]
+    assert main([*words, f"--run_dir={tmp_path / 'alone'}"]) == 0
+    together = ["--trainer.devices=2", "--trainer.strategy=ddp", f"--run_dir={tmp_path / 'together'}"]
+    command = [sys.executable, "-m", "gingham.cli", *words, *together]
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    (one,), (other,) = ([*(tmp_path / run).rglob("iteration_00.csv")] for run in ("alone", "together"))
+    for row, again in zip(table(one.parents[1], "iteration_00"), table(other.parents[1], "iteration_00"), strict=True):
+        assert [row[name] for name in ("name", "person", "labelled")] == [
+            again[name] for name in ("name", "person", "labelled")
+        ]
+        assert float(row["weight"]) == pytest.approx(float(again["weight"]), abs=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------ options

@@ -42,7 +42,7 @@ class AdaptationData(PersonData):
         labels_file: a file that a finished adaptation wrote, ``pseudo_labels/final.csv``: the images of the target with
             these labels are the source, so that a new network is trained on them.
         shots: k, labelled images of each person of the target, 1 or more.
-        split_seed: of the choice of these images.
+        split_seed: of the choice of these images, any whole number; None for `seed`.
         split_rule: how they are chosen, see `gingham.methods.oneshot_reid.split.one_shot_split`.
         split_file: a list of them, see `gingham.methods.oneshot_reid.split.write_split`, instead of choosing them.
         steps_per_epoch: training batches in an epoch, 1 or more.
@@ -71,7 +71,7 @@ class AdaptationData(PersonData):
         source_persons: int = 100,
         labels_file: str | None = None,
         shots: int = 1,
-        split_seed: int = 0,
+        split_seed: int | None = None,
         split_rule: Rule = "random",
         split_file: str | None = None,
         steps_per_epoch: int = 43,
@@ -116,7 +116,8 @@ class AdaptationData(PersonData):
             lengths=(source_persons, 0, 0),
         )
         self.labels_file = labels_file
-        self.shots, self.split_seed, self.split_file = shots, split_seed, split_file
+        self.shots, self.split_file = shots, split_file
+        self.split_seed = self.seed if split_seed is None else split_seed
         self.split_rule: Rule = split_rule
         self.steps_per_epoch = steps_per_epoch
         self.shapes: dict[Stream, BatchShape] = {
