@@ -13,6 +13,7 @@ import torch
 
 pytest.importorskip("lightning")
 import yaml
+from PIL import Image
 
 from gingham.cli import demo, main
 from gingham.cli.demo import Run
@@ -293,6 +294,19 @@ def test_a_score_is_told_to_its_own_decimals() -> None:
 def test_a_baseline_of_zero_has_no_relative_difference() -> None:
     scores = {Run("without", 0): {"hits": 1.0, "errors": 0.0}, Run("with", 0): {"hits": 1.0, "errors": 1.0}}
     assert math.isnan(demo._differences(ERRORS, scores)["with - without, errors, %"]["mean"])
+
+
+def test_the_galleries_of_all_arms_are_one_picture(tmp_path: Path) -> None:
+    arms = {"average": "red", "STA": "blue"}
+    for arm, colour in arms.items():
+        folder = tmp_path / Run(arm, 0).name
+        (folder / "log").mkdir(parents=True)
+        (folder / "log" / "metrics.csv").write_text("step,epoch,loss,val_map\n1,0,2.0,\n1,0,,0.5\n")
+        Image.new("RGB", (60, 40), colour).save(folder / "galleries.png")
+    demo._pictures(list(arms), {Run(arm, 0): {} for arm in arms}, tmp_path)
+    with Image.open(tmp_path / "predictions.png") as sheet:
+        assert sheet.size == (60, 2 * (40 + 28))
+        assert sheet.getpixel((30, 50)) == (255, 0, 0) and sheet.getpixel((30, 118)) == (0, 0, 255)
 
 
 def test_a_file_that_is_not_written_to_its_end_does_not_appear(tmp_path: Path) -> None:

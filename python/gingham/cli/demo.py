@@ -28,6 +28,8 @@ from gingham.cli.demos import DEMOS, Comparison, Demo, Length
 from gingham.cli.strict_json import strict_json
 from gingham.errors import GinghamError
 
+_GALLERIES = "galleries.png"  # what a run of retrieval leaves beside its scores
+
 
 class DemoError(GinghamError, ValueError):
     """A demo that does not exist, or options that do not fit together."""
@@ -239,6 +241,12 @@ def _train(method: str, run: Run, settings: dict[str, Any], out: Path, threads: 
     scores["seconds"] = seconds
     with _whole(folder / "weights.pt") as part:
         torch.save(parts.model.state_dict(), part)
+    galleries = getattr(getattr(parts.model, "scores", {}).get("test"), "galleries", None)
+    if galleries is not None:
+        from gingham.cli.galleries import gallery_sheet
+
+        with _whole(folder / _GALLERIES) as part:
+            gallery_sheet(parts.data.dataset("test"), galleries).save(part)
     _write(folder / "result.json", json.dumps(_made_of(settings) | {"scores": scores}, indent=2))
     return scores
 
@@ -351,7 +359,7 @@ def _difference(demo: Demo, comparison: Comparison, results: Mapping[Run, Mappin
 def _heading(demo: Demo, command: str, machine: Mapping[str, str], settings: Mapping[str, Any]) -> list[str]:
     data = settings["data"]["init_args"]
     return [
-        f"{demo.title}, test split; {data['lengths'][0]} training pictures, "
+        f"{demo.title}, test split; {data['lengths'][0]} training {demo.unit}, "
         f"{settings['trainer']['max_epochs']} epochs: `{command}`.",
         _made_on(machine),
     ]
@@ -423,27 +431,45 @@ def _course_lines(
 
 
 def _pictures(arms: list[str], runs: dict[Run, dict[str, Any]], out: Path) -> None:
-    """The first test pictures as the arms of seed 0 see them, and the curves of those runs."""
+    """The first test pictures, or galleries, as the arms of seed 0 see them, and the curves of those runs."""
+    from gingham.cli.pictures import save_curves
+
+    first = {arm: out / Run(arm, 0).name for arm in arms}
+    for folder in first.values():
+        with _whole(folder / "curves.png") as part:
+            save_curves(part, folder / "log" / "metrics.csv")
+    retrieves = all((folder / _GALLERIES).is_file() for folder in first.values())
+    with _whole(out / "predictions.png") as part:
+        (_gallery_sheets(first) if retrieves else _panels(arms, runs, out)).save(part)
+    print(f"results: {out / 'results.md'} and {out / 'results.json'}")
+    print(f"pictures: {out / 'predictions.png'} and {out / '*_seed0' / 'curves.png'}")
+
+
+def _gallery_sheets(folders: Mapping[str, Path]) -> Any:
+    """The galleries that each arm's run left in its folder."""
+    from PIL import Image
+
+    from gingham.cli.galleries import stacked
+
+    return stacked({arm: Image.open(folder / _GALLERIES) for arm, folder in folders.items()})
+
+
+def _panels(arms: list[str], runs: dict[Run, dict[str, Any]], out: Path) -> Any:
+    """The first test pictures with what each arm predicts."""
     import torch
 
     from gingham.cli.options import instantiate
-    from gingham.cli.pictures import draw_panels, known, save_curves
+    from gingham.cli.pictures import draw_panels, known
 
     rows: list[tuple[Any, dict[str, Any]]] = []
     for run in (Run(arm, 0) for arm in arms):
-        folder = out / run.name
         parts = instantiate(runs[run], source=run.name)
         dataset = parts.data.dataset("test")
         items = [dataset[i] for i in range(min(6, len(dataset)))]
         rows = rows or [known(dataset, i, item) for i, item in enumerate(items)]
-        parts.model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+        parts.model.load_state_dict(torch.load(out / run.name / "weights.pt", weights_only=True))
         parts.model.eval()
         with torch.inference_mode():
             for item, (_, views) in zip(items, rows, strict=True):
                 views[run.arm] = next(iter(parts.model.views(item).values()))
-        with _whole(folder / "curves.png") as part:
-            save_curves(part, folder / "log" / "metrics.csv")
-    with _whole(out / "predictions.png") as part:
-        draw_panels(rows, dataset.class_names, dataset.palette).save(part)
-    print(f"results: {out / 'results.md'} and {out / 'results.json'}")
-    print(f"pictures: {out / 'predictions.png'} and {out / '*_seed0' / 'curves.png'}")
+    return draw_panels(rows, dataset.class_names, dataset.palette)

@@ -96,6 +96,7 @@ class Demo:
         comparisons: which arm is to beat which.
         bounds: arms that see more than the method may, and show what could be had at best.
         course: a metric whose values during training are reported, or None.
+        unit: what the lengths of the data set count.
         quick: minutes; by default the whole demo.
         smoke: seconds, to see that it runs.
     """
@@ -109,6 +110,7 @@ class Demo:
     quick: Length = Length()
     bounds: tuple[str, ...] = ()
     course: str | None = None
+    unit: str = "pictures"
 
     def score_of(self, comparison: Comparison) -> Score:
         """The score that a comparison is about."""
@@ -311,5 +313,33 @@ DEMOS = {
         course="val_leakage",
         quick=Length(arms=("CAM", "SeeNet")),
         smoke=Length((32, 8, 8), {"trainer.max_epochs": 1, "trainer.check_val_every_n_epoch": 1}, ("CAM", "SeeNet")),
+    ),
+    "sta": Demo(
+        title="STA on tracklets of dolls whom something hides in most frames",
+        config="sta_world",
+        arms={
+            "average": {_NETWORK + "attention": "none", _RECIPE + "regularization": 0.0},
+            "weighted sum": {_NETWORK + "attention": "sum"},
+            "no regularisation": {_RECIPE + "regularization": 0.0},
+            "STA": {},
+            "nothing hidden": {"data.init_args.occlusion": 0.0},
+        },
+        scores=(
+            Score("mAP", "map"),
+            Score("rank 1", "rank1"),
+            Score("attention on what hides", "occluded_attention", lower_is_better=True),
+            Score("entropy", "entropy"),
+        ),
+        comparisons=(
+            Comparison("STA", "average", floor=2.0),
+            Comparison("STA", "average", floor=0.0, score="attention on what hides"),
+            Comparison("STA", "average", score="rank 1"),
+            Comparison("STA", "weighted sum"),
+            Comparison("STA", "no regularisation"),
+        ),
+        bounds=("nothing hidden",),
+        unit="persons",
+        quick=Length(arms=("average", "STA")),
+        smoke=Length((16, 4, 4), {"trainer.max_epochs": 1, "trainer.check_val_every_n_epoch": 1}, ("average", "STA")),
     ),
 }

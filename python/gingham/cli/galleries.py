@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from gingham.methods.reid_data import TrackletData
 from gingham.methods.reid_recipe import ReidRecipe
 from gingham.metrics.retrieval import SHOWN_ITEMS
 
-_HEIGHT, _FRAME, _GAP, _HEAD = 128, 5, 4, 18  # pixels
+_HEIGHT, _FRAME, _GAP, _HEAD, _TITLE = 128, 5, 4, 18, 28  # pixels
 _COLOURS = {None: (150, 150, 150), True: (0, 158, 60), False: (213, 30, 30)}
 
 
@@ -81,6 +81,25 @@ def gallery_sheet(dataset: QueryAndGallery, galleries: Tensor) -> Image.Image:
         found = [dataset.picture(place) for place in places if place >= 0]
         rows.append((Shown(image), [Shown(other, whose == person) for other, whose in found]))
     return draw_galleries(rows)
+
+
+def stacked(sheets: Mapping[str, Image.Image]) -> Image.Image:
+    """Sheets below each other, each under its title.
+
+    Args:
+        sheets: by title, at least one.
+    """
+    whole = Image.new(
+        "RGB",
+        (max(sheet.width for sheet in sheets.values()), sum(sheet.height + _TITLE for sheet in sheets.values())),
+        "white",
+    )
+    draw, top = ImageDraw.Draw(whole), 0
+    for title, sheet in sheets.items():
+        draw.text((_GAP, top + _TITLE // 2), title, fill="black", font=ImageFont.load_default(16), anchor="lm")
+        whole.paste(sheet, (0, top + _TITLE))
+        top += sheet.height + _TITLE
+    return whole
 
 
 class GalleryWriter:
