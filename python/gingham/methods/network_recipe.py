@@ -10,7 +10,8 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import lightning
 import torch
@@ -18,6 +19,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from gingham.errors import CheckpointError
+
+
+class Pace(NamedTuple):
+    """Where a training of epochs of different lengths is, in optimiser steps of one with all items in every epoch."""
+
+    step: int
+    total: int
 
 
 class NetworkRecipe(lightning.LightningModule, ABC):
@@ -71,6 +79,12 @@ class NetworkRecipe(lightning.LightningModule, ABC):
         self.optimizer, self.learning_rate, self.momentum = optimizer, learning_rate, momentum
         self.weight_decay, self.power, self.warmup_steps = weight_decay, power, warmup_steps
         self._random_states: dict[str, Tensor] = {}
+        #: Is given each training batch with the losses of its items [B], where `gives_item_losses`; set by a callback
+        #: such as drop-and-pick.
+        self.observe: Callable[[Any, Tensor], None] | None = None
+        #: Says where the schedule of the learning rate is, where that does not follow from the number of steps; set by
+        #: a callback that leaves items out of epochs.
+        self.pace: Callable[[], Pace] | None = None
 
     @staticmethod
     def require_not_negative(**options: float) -> None:
@@ -88,6 +102,10 @@ class NetworkRecipe(lightning.LightningModule, ABC):
     def pretrained_parts(self, network: Any) -> list[nn.Module]:
         """The modules of a network that ``backbone_weights`` are for."""
         return [network.backbone]
+
+    def gives_item_losses(self) -> bool:
+        """Whether every training step gives `observe`, where that is set, the loss of each item of its batch."""
+        return False
 
     def rate_factor(self, step: int, total: int) -> float:
         """The learning rate at a step of the training, as a share of that at step 0; warm-up comes on top."""
@@ -137,12 +155,20 @@ class NetworkRecipe(lightning.LightningModule, ABC):
         else:
             kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
             optimizer = kind(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
-        if math.isinf(steps := self.trainer.estimated_stepping_batches):
+        pace = self.pace
+        if pace is not None:
+            total = pace().total
+        elif math.isinf(steps := self.trainer.estimated_stepping_batches):
             raise MisconfigurationException(
                 "trainer.max_epochs or trainer.max_steps must be given: the learning rate falls over the whole training"
             )
-        total = max(1, int(steps))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.scheduled_factor(step, total))
+        else:
+            total = max(1, int(steps))
+
+        def factor(step: int) -> float:
+            return self.scheduled_factor(step if pace is None else pace().step, total)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
@@ -159,11 +185,19 @@ class NetworkRecipe(lightning.LightningModule, ABC):
         states = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self.device)
-        checkpoint["random_states"] = states
+        # One row for each process: their dropout differs.
+        checkpoint["random_states"] = {
+            name: self.all_gather(state.to(self.device)).reshape(-1, len(state)).cpu()  # type: ignore[union-attr]
+            for name, state in states.items()
+        }
         checkpoint["optimizer"] = self.optimizer
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         optimizer = checkpoint.get("optimizer", self.optimizer)
         if self.trainer.state.fn == "fit" and optimizer != self.optimizer:
             raise CheckpointError(f"the checkpoint is of a run with optimizer {optimizer}, not {self.optimizer}")
-        self._random_states = checkpoint.get("random_states", {})
+        self._random_states = {}
+        for name, states in checkpoint.get("random_states", {}).items():
+            rows = states.reshape(-1, states.shape[-1])
+            row = rows[self.trainer.global_rank % len(rows)]
+            self._random_states[name] = row.clone()  # torch crashes on a view of a larger tensor

@@ -13,12 +13,15 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gingham.data.labels import IGNORE_INDEX
 from gingham.errors import DataError
 from gingham.methods.network_recipe import NetworkRecipe
 from gingham.metrics import BoundaryMeter, BoundaryScores, SegmentationMeter, SegmentationScores
 from gingham.nn.inference import multi_scale_flip, sliding_window, whole_image
+from gingham.nn.segmentation_loss import shrink_labels, widened
 
 
 class Refinement(NamedTuple):
@@ -120,6 +123,27 @@ class SegmentationRecipe(NetworkRecipe):
         """Whether the loss is of the labels of pixels, so that refined ones can take their place."""
         return True
 
+    def gives_item_losses(self) -> bool:
+        return self.learns_labels()
+
+    @torch.no_grad()
+    def item_losses(self, output: Any, batch: Any) -> Tensor:
+        """How hard each image is: the mean cross-entropy of its labelled pixels, at the size of the logits.
+
+        Args:
+            output: what the network returned for the images.
+            batch: "label" [B, H, W].
+
+        Returns:
+            float32 [B]; 0 for an image without labelled pixels, from which there is nothing to learn.
+        """
+        logits = widened(output.logits)
+        aligned = self.corners_align(batch["image"].shape[-2:])
+        labels = shrink_labels(batch["label"], logits.shape[-2:], align_corners=aligned)
+        losses = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")
+        labelled = (labels != IGNORE_INDEX).sum((-2, -1))
+        return losses.sum((-2, -1)) / labelled.clamp(min=1)
+
     def corners_align(self, size: tuple[int, int] | torch.Size) -> bool:
         """Whether maps of images of this size (H, W) are resized with aligned corners, everywhere in the method."""
         return True
@@ -141,6 +165,8 @@ class SegmentationRecipe(NetworkRecipe):
         refined = self.refine(batch) if self.refine is not None else None
         output = self.network(images.contiguous(memory_format=torch.channels_last))
         loss = self.loss(output, batch, refined)
+        if self.observe is not None:
+            self.observe(batch, self.item_losses(output, batch))
         self.log("loss", loss, prog_bar=True, batch_size=len(images))
         return loss
 
