@@ -14,10 +14,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gingham.data.ade20k import ADE20K
     from gingham.data.check import check_dataset
+    from gingham.data.cifar import CIFAR
     from gingham.data.cityscapes import Cityscapes
+    from gingham.data.classification import ClassificationDataset, ClassificationItem
     from gingham.data.coco_detection import CocoDetection
     from gingham.data.detection import DetectionDataset, DetectionItem
     from gingham.data.episodes import EpisodeDataset, RandomEpisodes
+    from gingham.data.fashion_mnist import FashionMNIST, PackagedGarments
+    from gingham.data.image_folder import ImageFolder
     from gingham.data.labels import IGNORE_INDEX, LabelSpace
     from gingham.data.lip import LIP
     from gingham.data.market1501 import DukeMTMCReID, Market1501
@@ -44,12 +48,18 @@ if TYPE_CHECKING:
 _HOME = {
     "ADE20K": "ade20k",
     "check_dataset": "check",
+    "CIFAR": "cifar",
     "Cityscapes": "cityscapes",
+    "ClassificationDataset": "classification",
+    "ClassificationItem": "classification",
     "CocoDetection": "coco_detection",
     "DetectionDataset": "detection",
     "DetectionItem": "detection",
     "EpisodeDataset": "episodes",
     "RandomEpisodes": "episodes",
+    "FashionMNIST": "fashion_mnist",
+    "PackagedGarments": "fashion_mnist",
+    "ImageFolder": "image_folder",
     "CategoryScenes": "wardrobe",
     "CueScenes": "wardrobe",
     "Dolls": "wardrobe",
@@ -83,11 +93,14 @@ _HOME = {
 
 __all__ = [
     "ADE20K",
+    "CIFAR",
     "IGNORE_INDEX",
     "LIP",
     "MARS",
     "CategoryScenes",
     "Cityscapes",
+    "ClassificationDataset",
+    "ClassificationItem",
     "CocoDetection",
     "CueScenes",
     "DetectionDataset",
@@ -96,10 +109,13 @@ __all__ = [
     "DukeMTMCReID",
     "DukeMTMCVideoReID",
     "EpisodeDataset",
+    "FashionMNIST",
     "GarmentScenes",
+    "ImageFolder",
     "LabelSpace",
     "LookAlikeScenes",
     "Market1501",
+    "PackagedGarments",
     "PascalContext",
     "PersonDataset",
     "PersonImages",

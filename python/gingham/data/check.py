@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 
+from gingham.data.classification import ClassificationDataset
 from gingham.data.detection import DetectionDataset
 from gingham.data.points import WithPoints
 from gingham.data.reid import PersonDataset, TrackletDataset
@@ -17,7 +18,7 @@ _AT_A_TIME = 64  # items that threads share, so that a progress bar over the ind
 
 
 def check_dataset(
-    dataset: SegmentationDataset | DetectionDataset | PersonDataset | TrackletDataset,
+    dataset: SegmentationDataset | DetectionDataset | ClassificationDataset | PersonDataset | TrackletDataset,
     indices: Iterable[int] | None = None,
     *,
     threads: int = 1,
@@ -50,7 +51,8 @@ def check_dataset(
 
 
 def _problems(
-    dataset: SegmentationDataset | DetectionDataset | PersonDataset | TrackletDataset, index: int
+    dataset: SegmentationDataset | DetectionDataset | ClassificationDataset | PersonDataset | TrackletDataset,
+    index: int,
 ) -> list[str]:
     found = []
     files = dataset.dataset if isinstance(dataset, WithPoints) else dataset
