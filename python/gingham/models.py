@@ -10,6 +10,7 @@ from gingham.errors import GinghamError
 # name -> module and class, imported when the model is created
 _MODELS = {
     "ccnet": ("gingham.methods.ccnet.network", "CCNet"),
+    "classifier": ("gingham.methods.dap.network", "Classifier"),
     "dcr": ("gingham.methods.dcr.network", "DCR"),
     "oneshot_reid": ("gingham.methods.oneshot_reid.network", "OneShotReID"),
     "pdml": ("gingham.methods.pdml.network", "PDML"),
