@@ -277,6 +277,17 @@ def test_a_headline_tells_what_a_claim_is_about() -> None:
     assert found.cells()[5:8] == ["-19.8 %", "-20.3 to -19.3 %", "at most -15.0: shown"]
 
 
+@pytest.mark.parametrize(
+    ("pairs", "shown"), [([-0.1, -0.2, 0.0], True), ([-0.1, -1.0, 0.4], False), ([-0.6, -0.61, -0.59], False)]
+)
+def test_a_floor_below_zero_allows_a_loss_that_the_interval_is_clear_of(pairs: list[float], shown: bool) -> None:
+    scores = {Run("full", seed): {"accuracy": 100.0} for seed in range(3)}
+    scores |= {Run("DaP", seed): {"accuracy": 100.0 + pair} for seed, pair in enumerate(pairs)}
+    (comparison, *_) = DEMOS["dap"].comparisons
+    assert comparison.floor == -0.5 and comparison.relative
+    assert comparison.shown_by(demo._differences(DEMOS["dap"], scores)[comparison.name], falls=False) is shown
+
+
 def test_a_score_is_told_to_its_own_decimals() -> None:
     chosen = DEMOS["pdml"]
     first = {"mIoU": 30.0, "purity": 58.0, "distance ratio": 1.31, "seconds": 9.0}

@@ -14,7 +14,7 @@ _COMMANDS = {
     "fit": "train: gingham fit --config ccnet_cityscapes --data.root DIR",
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the test split",
-    "predict": "write masks, attention or boxes, and pictures of them, for an image or a folder of images",
+    "predict": "write masks, attention, boxes or classes, and pictures of them, for an image or a folder of images",
     "check-data": "read every item of a data set and list what is wrong with it",
 }
 

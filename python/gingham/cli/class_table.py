@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gingham.methods.dap.recipe import ClassificationScores
 from gingham.metrics import BoundaryScores, DetectionScores, FewShotScores, RetrievalScores, SegmentationScores
 
 Row = Mapping[str, str]
@@ -58,6 +59,19 @@ def retrieval_lines(scores: RetrievalScores) -> list[str]:
                 f"{int(one.scored)} queries scored, {int(one.skipped)} skipped"
             )
     return lines
+
+
+def classification_table(scores: ClassificationScores, names: Sequence[str]) -> list[Row]:
+    """One row for each class and one for all images, in percent; the latter is no mean over the classes.
+
+    Args:
+        scores: of an evaluation.
+        names: of the classes.
+    """
+    values = [*scores.class_accuracy.tolist(), scores.accuracy.item()]
+    return [
+        {"class": name, "accuracy": _percent(share)} for name, share in zip([*names, "all images"], values, strict=True)
+    ]
 
 
 def few_shot_table(scores: FewShotScores, names: Sequence[str]) -> list[Row]:

@@ -357,9 +357,13 @@ def _difference(demo: Demo, comparison: Comparison, results: Mapping[Run, Mappin
 
 
 def _heading(demo: Demo, command: str, machine: Mapping[str, str], settings: Mapping[str, Any]) -> list[str]:
-    data = settings["data"]["init_args"]
+    from gingham.cli.options import instantiate
+
+    data = instantiate(settings, source=demo.config).data
+    asked = settings["data"]["init_args"]["lengths"][0]
+    length = data.training_length() if hasattr(data, "training_length") else asked  # of data that may have fewer
     return [
-        f"{demo.title}, test split; {data['lengths'][0]} training {demo.unit}, "
+        f"{demo.title}, test split; {length} training {demo.unit}, "
         f"{settings['trainer']['max_epochs']} epochs: `{command}`.",
         _made_on(machine),
     ]

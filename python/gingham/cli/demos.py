@@ -68,11 +68,16 @@ class Comparison:
         return f"at {'most' if falls else 'least'} {self.floor:+.1f}"
 
     def shown_by(self, difference: Mapping[str, Any], *, falls: bool) -> bool | None:
-        """Whether the floor is reached and the interval clear of zero; None without a floor or an interval."""
+        """Whether the floor is reached and the interval clear of zero; None without a floor or an interval.
+
+        A floor that allows a loss is beyond zero: then the interval is to be clear of the floor.
+        """
         if self.floor is None or difference["interval_95"] is None:
             return None
         value, (low, high) = difference[self.statistic], difference["interval_95"]
-        return bool(value <= self.floor and high < 0 if falls else value >= self.floor and low > 0)
+        if falls:
+            return bool(value <= self.floor and high < max(0.0, self.floor))
+        return bool(value >= self.floor and low > min(0.0, self.floor))
 
 
 @dataclass(frozen=True)
@@ -198,6 +203,35 @@ DEMOS = {
                 **{_CALLBACK + name: value for name, value in {"start": 1, "cycle": 1, "warmup": 0}.items()},
             },
             ("base", "both"),
+        ),
+    ),
+    "dap": Demo(
+        title="DaP on garments of Fashion-MNIST",
+        config="dap_world",
+        arms={
+            "full": {_CALLBACK + "budget": 1.0},  # to the bit what is trained without the callback
+            "shorter": {_CALLBACK + "budget": 1.0, "trainer.max_epochs": 24},  # three quarters
+            "random drop": {_CALLBACK + "drop": "random"},
+            "hardest drop": {_CALLBACK + "drop": "hardest"},
+            "DaP": {},
+        },
+        scores=(Score("accuracy", "accuracy", decimals=2), Score("thousand visits", "visits", 0.001)),
+        comparisons=(
+            Comparison("DaP", "full", floor=-0.5, relative=True),
+            Comparison("DaP", "shorter", floor=0.0),
+            Comparison("DaP", "random drop", floor=0.3),
+            Comparison("DaP", "hardest drop"),
+        ),
+        quick=Length((2400, 600, 1000)),
+        smoke=Length(
+            (200, 20, 20),
+            {
+                "trainer.max_epochs": 4,
+                "trainer.check_val_every_n_epoch": 1,
+                _CALLBACK + "cycle": 2,
+                _CALLBACK + "warmup": 0,
+            },
+            ("full", "DaP"),
         ),
     ),
     "dcr": Demo(

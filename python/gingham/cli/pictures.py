@@ -45,7 +45,7 @@ def heat(image: Tensor, attention: Tensor, opacity: float = 0.7) -> Any:
 
 
 def truth_of_item(item: Mapping[str, Any]) -> Any:
-    """What pictures show as the truth of a data set's item: its label [H, W], or its boxes."""
+    """What pictures show as the truth of a data set's item: its label, [H, W] or of the whole image, or its boxes."""
     if "boxes" in item:
         return Detections(item["boxes"], item["labels"], torch.ones(len(item["labels"])))
     return item["label"]
@@ -84,9 +84,10 @@ def draw_panels(
 
     Args:
         rows: images, uint8 [3, H, W], at least one, with their views by title: classes [H, W], integers; attention
-            [H, W], floating point in 0 to 1; `gingham.data.detection.Detections`, the first colour being that of
-            label 1; or another image with a view of its own.
-        names: of the classes.
+            [H, W], floating point in 0 to 1; the class of the whole image, a single integer, as a frame;
+            `gingham.data.detection.Detections`, the first colour being that of label 1; or another image with a view of
+            its own.
+        names: of the classes; where they are those of whole images, only those that occur are listed.
         palette: their colours.
     """
     titles = ["image", *dict.fromkeys(title for _, views in rows for title in views)]
@@ -107,7 +108,8 @@ def draw_panels(
         for column, panel in enumerate(row):
             sheet.paste(panel, (column * (width + gap), top))
         top += height + gap
-    return _with_legend(sheet, list(range(len(names))), names, palette, 12)
+    of_images = {int(x) for _, views in rows for x in views.values() if isinstance(x, Tensor) and x.ndim == 0}
+    return _with_legend(sheet, sorted(of_images) or list(range(len(names))), names, palette, 12)
 
 
 def _view(image: Tensor, view: Any, palette: Palette) -> Image.Image:
@@ -116,6 +118,11 @@ def _view(image: Tensor, view: Any, palette: Palette) -> Image.Image:
         return _view(other, view_of_other, palette)
     if isinstance(view, Detections):
         return _with_boxes(_panel(image.permute(1, 2, 0).numpy()), view, image.shape[-1], palette, 9)
+    if view.ndim == 0:
+        picture = _panel(image.permute(1, 2, 0).numpy())
+        width = max(2, max(picture.size) // 24)
+        ImageDraw.Draw(picture).rectangle((0, 0, *picture.size), outline=tuple(palette[int(view)]), width=width)
+        return picture
     return _panel(heat(image, view) if view.is_floating_point() else overlay(image, view, palette))
 
 

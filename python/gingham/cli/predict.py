@@ -24,7 +24,7 @@ def main(words: list[str]) -> int:
         prog="gingham predict",
         description="Write an index mask, an overlay with a legend and the class shares of an image or of a folder's; "
         "with a detector, the boxes before and after refinement; with attention, its maps, pictures of them and seed "
-        "labels; for re-identification, the nearest of a gallery.",
+        "labels; with a classifier, the likeliest classes; for re-identification, the nearest of a gallery.",
     )
     parser.add_argument(
         "--config",
@@ -43,7 +43,7 @@ def main(words: list[str]) -> int:
         type=Path,
         metavar="DIR",
         help="where masks/, overlays/ and shares.json go; or boxes/ and detections.json; or maps/, attention/, "
-        "overlays/, seeds/ and attention.json; or galleries/ and galleries.json",
+        "overlays/, seeds/ and attention.json; or pictures/ and classes.json; or galleries/ and galleries.json",
     )
     parser.add_argument(
         "--support",

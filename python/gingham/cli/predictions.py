@@ -1,4 +1,4 @@
-"""What `gingham predict` writes of an image, by the kind of recipe: masks of classes, attention, or detections."""
+"""What `gingham predict` writes of an image, by the kind of recipe: masks, attention, detections, or its class."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from gingham.data.attention_maps import export_attention, read_saliency, write_a
 from gingham.data.image_tags import read_tags, tag_vector
 from gingham.data.segmentation import write_label
 from gingham.errors import CheckpointError, DataError
+from gingham.methods.dap.recipe import ClassificationRecipe
 from gingham.methods.dcr.recipe import DCRRecipe
 from gingham.methods.reid_recipe import ReidRecipe
 from gingham.methods.seenet.recipe import SeeNetRecipe
@@ -106,6 +107,8 @@ def writer_for(
         raise ConfigError("--tags, --seeds and --saliency are of methods with attention, such as seenet_voc")
     if isinstance(recipe, DCRRecipe):
         return DetectionWriter(recipe, data, out)
+    if isinstance(recipe, ClassificationRecipe):
+        return ClassWriter(recipe, data, out)
     return MaskWriter(recipe, data, out, _shown(recipe, data, support) if isinstance(recipe, SGOneRecipe) else recipe)
 
 
@@ -176,6 +179,32 @@ class DetectionWriter:
             {"class": self.names[label - 1], "box": [round(x, 2) for x in box], "score": round(score, 4)}
             for box, label, score in rows
         ]
+
+
+class ClassWriter:
+    """Pictures framed in the colour of their likeliest class, and the probabilities of the five likeliest."""
+
+    folders: tuple[str, ...] = ("pictures",)
+    summary = "classes.json"
+    stems: Collection[str] | None = None
+
+    def __init__(self, recipe: ClassificationRecipe, data: Any, out: Path) -> None:
+        self.recipe, self.out, self.transform = recipe, out, data.evaluate
+        self.names, self.palette = data.class_names, data.palette
+        if len(self.names) != recipe.num_classes:
+            raise CheckpointError(
+                f"the model has {recipe.num_classes} classes, its data set {len(self.names)}: mend --config"
+            )
+
+    def write(self, name: str, image: Tensor) -> dict[str, float]:
+        item = {"image": image, "label": torch.tensor(0), "name": name}
+        pixels = self.transform(item)["image"][None].to(self.recipe.device)
+        found = _run(lambda: self.recipe(pixels)[0].softmax(0), image).cpu().topk(min(5, len(self.names)))
+        views = {"prediction": found.indices[0]}
+        sheet = pictures.draw_panels([(image, views)], self.names, self.palette)
+        sheet.save(self.out / "pictures" / f"{name}.png")
+        pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        return {self.names[index]: round(share, 6) for index, share in pairs}
 
 
 class AttentionWriter:

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from gingham.cli.class_table import (
     Row,
     class_table,
+    classification_table,
     detection_table,
     few_shot_table,
     print_class_table,
@@ -30,6 +31,7 @@ from gingham.cli.strict_json import strict_json
 from gingham.data.coco_detection import write_coco_results
 from gingham.data.episodes import write_episodes
 from gingham.errors import CheckpointError, DataError
+from gingham.methods.dap.recipe import ClassificationScores
 from gingham.methods.reid_data import ReidData, TrackletData
 from gingham.methods.reid_recipe import ReidRecipe
 from gingham.metrics import DetectionScores, FewShotScores, RetrievalScores
@@ -277,6 +279,8 @@ def _class_rows(cli: _CLI, scores: Any, split: str) -> list[Row]:
         write_episodes(cli.run_dir / f"{cli.command}_episodes.jsonl", cli.datamodule.episodes_of(split))
         names = [cli.datamodule.labels.names[index] for index in cli.datamodule.classes_of(split)]
         return few_shot_table(scores, names)
+    if isinstance(scores, ClassificationScores):
+        return classification_table(scores, cli.datamodule.class_names)
     if not isinstance(scores, DetectionScores):
         boundary = getattr(cli.model, "boundary_scores", {}).get(split)
         return class_table(scores, boundary, cli.datamodule.label_space().names)
