@@ -177,6 +177,11 @@ class OneShotAdaptation(Callback):
             )
         if trainer.max_epochs is None or trainer.max_epochs < 0:
             raise DataError("trainer.max_epochs must be given: it says how many iterations there are")
+        if self.keep == "best" and not data.has_validation:
+            raise DataError(
+                "keep must be 'last' without persons held back for validation (data.validation_persons): the best "
+                "would be chosen by the test"
+            )
         if self.start == 0 and pl_module.source_weights is None:
             raise DataError("start must be 1 or more epochs where the recipe has no source_weights")
         if self.current is not None and len(self.current.weights) != len(data.target):

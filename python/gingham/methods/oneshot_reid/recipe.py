@@ -154,12 +154,16 @@ class OneShotRecipe(ReidRecipe):
         Returns:
             [N, C] float32 on the CPU, in every process.
         """
+        from tqdm import tqdm
+
         convert = self.trainer.precision_plugin.convert_input
+        hidden = None if self.trainer.is_global_zero else True
+        batches = tqdm(loader, desc="looking at images", unit="batch", delay=2, disable=hidden, leave=False)
         was_training = self.training
         self.eval()
         parts = []
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            for batch in loader:
+            for batch in batches:
                 images = convert(batch["image"].to(self.device)).contiguous(memory_format=torch.channels_last)
                 features = self.embed(images) + self.embed(images.flip(-1))
                 parts.append(F.normalize(features.float()).cpu())
