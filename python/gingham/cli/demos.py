@@ -262,6 +262,40 @@ DEMOS = {
         quick=Length(arms=("base", "DCR")),
         smoke=Length((32, 8, 8), {"trainer.max_epochs": 1}, ("base", "DCR")),
     ),
+    "oneshot_reid": Demo(
+        title="One-shot adaptation to other cameras, of which one picture a person is labelled",
+        config="oneshot_reid_world",
+        arms={
+            "direct transfer": {"trainer.max_epochs": 8},  # the epochs on the source
+            "one-shot only": {_CALLBACK + "labels": "given", _CALLBACK + "self_mining": False},
+            "pseudo labels": {_RECIPE + "weighting": "none", _CALLBACK + "self_mining": False},
+            "with weights": {_CALLBACK + "self_mining": False},
+            "full": {},
+            "all labels": {_CALLBACK + "labels": "true", _CALLBACK + "self_mining": False},
+        },
+        scores=(Score("mAP", "map"), Score("rank 1", "rank1")),
+        comparisons=(
+            Comparison("full", "direct transfer", floor=8.0),
+            Comparison("full", "one-shot only", floor=3.0),
+            Comparison("with weights", "pseudo labels"),
+            Comparison("full", "with weights"),
+        ),
+        bounds=("all labels",),
+        course="pseudo_accuracy",
+        unit="persons",
+        quick=Length(arms=("direct transfer", "one-shot only", "full")),
+        smoke=Length(
+            (20, 6, 6),
+            {
+                "trainer.max_epochs": 10,
+                "trainer.check_val_every_n_epoch": 1,
+                "data.init_args.steps_per_epoch": 1,
+                _CALLBACK + "epochs": 1,
+                _CALLBACK + "decay_epoch": 1,
+            },
+            ("direct transfer", "full"),
+        ),
+    ),
     "pdml": Demo(
         title="PDML on scenes with one labelled pixel an object",
         config="pdml_world",
