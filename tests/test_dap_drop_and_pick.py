@@ -135,10 +135,11 @@ def test_gradients_or_rates_can_make_up_for_the_dropped(tmp_path: Path) -> None:
 
 def test_visits_are_those_planned_and_nothing_else_is_looked_at(tmp_path: Path) -> None:
     forwards = []
-    callback, made, watch = DropAndPick(**CYCLES), recipe(), Watch()
+    callback, made, watch, data = DropAndPick(**CYCLES), recipe(), Watch(), garments()
     made.network.register_forward_hook(lambda network, images, _: forwards.append((network.training, len(images[0]))))
     run = trainer(tmp_path, callbacks=[callback, watch], max_epochs=7)
-    run.fit(made, garments())
+    run.fit(made, data)
+    assert data.selection is made.observe is made.pace is None  # what is trained next is trained ordinarily
     chosen = callback.active_set
     assert chosen is not None
     planned = chosen.schedule.sizes(chosen.fraction)

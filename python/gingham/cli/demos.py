@@ -230,6 +230,7 @@ DEMOS = {
                 "trainer.check_val_every_n_epoch": 1,
                 _CALLBACK + "cycle": 2,
                 _CALLBACK + "warmup": 0,
+                _CALLBACK + "final": 0,
             },
             ("full", "DaP"),
         ),

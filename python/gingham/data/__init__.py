@@ -2,6 +2,7 @@
 
 Every segmentation data set yields `SegmentationItem` dictionaries and carries its `LabelSpace`; see
 `gingham.data.segmentation`. Every detection data set yields `DetectionItem` dictionaries; see `gingham.data.detection`.
+Every classification data set yields `ClassificationItem` dictionaries; see `gingham.data.classification`.
 Those of re-identification yield `PersonItem` or `TrackletItem` dictionaries; see `gingham.data.reid`.
 Nothing is imported before it is asked for.
 """

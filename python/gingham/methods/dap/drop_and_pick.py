@@ -135,6 +135,12 @@ class DropAndPick(Callback):
                 f"trainer.val_check_interval must be at most {least}, the batches of the shortest epoch, got {interval}"
             )
 
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        # Another training with the same parts and without this callback is an ordinary one.
+        if stage == "fit" and self._recipe is not None:
+            self._recipe.observe = self._recipe.pace = None
+            trainer.datamodule.selection = None  # type: ignore[attr-defined]
+
     def _active_set(self, dataset: Any, batches: EpochBatches, epochs: int, seed: int) -> ActiveSet:
         one_batch = min(len(dataset), batches.batch_size * batches.world_size)
         if batches.drop_last and self.min_active is not None and self.min_active < one_batch:
