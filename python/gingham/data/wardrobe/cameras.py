@@ -71,8 +71,8 @@ CAMERAS: dict[Domain, tuple[Camera, Camera]] = {
         Camera((0.8, 0.95, 1.05), (8, 0, -4), hue=15, noise=6, scale=(0.8, 0.94), photograph=1),
     ),
     "target": (
-        Camera((1.15, 0.9, 0.7), (-10, 0, 15), hue=60, noise=8, scale=(0.75, 0.9), photograph=2),
-        Camera((0.6, 0.85, 1.2), (15, 5, -10), hue=-40, noise=8, scale=(0.82, 0.97), photograph=3),
+        Camera((1.08, 0.95, 0.88), (-4, 0, 6), hue=30, noise=5, scale=(0.84, 0.98), photograph=2),
+        Camera((0.85, 0.93, 1.08), (6, 2, -4), hue=-15, noise=6, scale=(0.82, 0.96), photograph=3),
     ),
 }
 

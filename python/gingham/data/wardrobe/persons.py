@@ -23,8 +23,9 @@ from gingham.data.wardrobe.dolls import HEIGHT, WIDTH, paint_doll
 from gingham.data.wardrobe.garments import random_background
 
 _PICTURE = 8  # the number of this use of random numbers
-# What is behind a person is out of focus. A small network without pretrained weights would else know a picture by it,
-# and find nobody in front of a photograph that it was not trained on.
+# What is behind a person is out of focus, in a light of its own. A small network without pretrained weights would else
+# know a picture by it, and find nobody before a photograph that it was not trained on.
+_LIGHT = (80, 175)  # of red, green and blue
 _CONTRAST = np.float32(0.3)
 
 
@@ -50,8 +51,8 @@ def make_person(split: str, domain: Domain, number: int, camera: int, image: int
     wardrobe, seen_by = load_wardrobe(split), CAMERAS[domain][camera]
     middle = (HEIGHT - WIDTH) // 2
     canvas = random_background(rng, seen_by.background_of(wardrobe), HEIGHT)[:, middle : middle + WIDTH]
-    plain = canvas.mean((0, 1), keepdims=True)
-    canvas = plain + _CONTRAST * (canvas - plain)
+    light = rng.uniform(*_LIGHT, 3).astype(np.float32)
+    canvas = light + _CONTRAST * (canvas - canvas.mean((0, 1)))
     side = seen_by.side(rng, HEIGHT)
     top, left = rng.integers(HEIGHT - 2 * side + 1), rng.integers(WIDTH - side + 1)
     place = canvas[top : top + 2 * side, left : left + side]
