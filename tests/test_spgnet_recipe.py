@@ -43,7 +43,7 @@ def test_training_learns(tmp_path: Path, options: dict[str, Any]) -> None:
     for _ in range(2):
         torch.manual_seed(0)
         recipe = SPGNetRecipe(NETWORK | options | {"classifier_std": 0.01}, optimizer="adamw", learning_rate=0.02)
-        run = trainer(tmp_path, max_epochs=3, limit_val_batches=2)
+        run = trainer(tmp_path, max_epochs=5, limit_val_batches=2)
         run.fit(recipe, DataLoader(items(40), 4), DataLoader(items(4), 2))
         scores.append(run.callback_metrics["val_miou"].item())
     assert scores[0] > 0.4
