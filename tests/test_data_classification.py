@@ -217,7 +217,8 @@ def test_a_mirrored_picture_is_mirrored() -> None:
 
 def test_a_split_shorter_than_the_processes_is_filled_up() -> None:
     filled = FilledUp(ClassificationData(lengths=(1, 1, 1)).dataset("val"), 3)
-    assert [int(filled[index]["label"]) for index in range(len(filled))] == [0, -1, -1]
+    first, *others = [int(filled[index]["label"]) for index in range(len(filled))]
+    assert 0 <= first < 10 and others == [-1, -1]
 
 
 @pytest.mark.parametrize(
