@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("lightning")
 from PIL import Image
 
 from gingham.cli import main
-from gingham.cli.options import packaged_configs
+from gingham.cli.options import config_file, packaged_configs
 from gingham.data import CueScenes
 from gingham.data.wardrobe import write_cityscapes
 
@@ -291,6 +293,52 @@ def test_a_wrong_option_is_one_line_that_names_it(
     error = error_of(capsys, "fit", *words, *([f"--run_dir={tmp_path}"] if words else []))
     assert (text if words else "gingham fit needs --config FILE, or the name of one: ccnet_ade20k") in error
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def network_of(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, object]:
+    """The options of the network that a command line results in."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", *words, "--print_config"])
+    assert not ended.value.code
+    options: dict[str, object] = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["network"]
+    return options
+
+
+def test_an_option_of_the_network_leaves_those_beside_it_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    configured = yaml.safe_load(Path(config_file("dcr_coco")).read_text())["model"]["init_args"]["network"]
+    assert len(configured["base_options"]) > 1
+    words = [
+        "--model.network.base_options.min_size",
+        "640",
+        "--model.init_args.network.base_options.box_nms_thresh=5e-1",
+    ]
+    network = network_of(capsys, "--config", "dcr_coco", *words, "--model.network.sampling.share", "0.1")
+    changed = configured["base_options"] | {"min_size": 640, "box_nms_thresh": 0.5}
+    sampling = (configured.get("sampling") or {}) | {"share": 0.1}
+    assert network == configured | {"base_options": changed, "sampling": sampling}
+    words = ["--config", "dcr_coco", "--model.network.base_options.min_size.x=1"]
+    assert "no option --model.network.base_options.min_size.x: min_size is" in error_of(capsys, "fit", *words)
+
+
+def test_null_is_nothing_whichever_option_of_the_network_it_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model.network.head_std", "null", "--model.network.backbone_options.x=null", "--model.network.y=[null]"]
+    network = network_of(capsys, "--config=seenet_voc", *words)
+    assert (network["head_std"], network["backbone_options"], network["y"]) == (None, {"x": None}, [None])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [name for name in packaged_configs() if name.endswith("_world")])
+def test_what_the_head_of_a_configuration_proposes_makes_a_recipe(name: str, tmp_path: Path) -> None:
+    from gingham.cli.training import _CLI
+
+    lines = Path(config_file(name)).read_text().splitlines()
+    head = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
+    words = [word.rstrip(".:,") for pair in re.findall(r"(--model\.\S+) (\S+)", head) for word in pair]
+    made = _CLI("fit", ["--config", name, *words, f"--run_dir={tmp_path}"]).model
+    for option, value in zip(words[::2], words[1::2], strict=True):
+        kept = getattr(made, "network_options", {}).get(option.rpartition(".")[2])
+        assert "network." not in option or kept == yaml.safe_load(value)
 
 
 class Unsafe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import json
 import re
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping
@@ -48,6 +49,69 @@ def with_config_files(words: list[str]) -> list[str]:
         elif i and result[i - 1] in ("--config", "-c"):
             result[i] = config_file(word)
     return result
+
+
+def with_whole_network(words: list[str], parser: Any) -> list[str]:
+    """The words of a command line, with the options of the network that they give one by one in a single value.
+
+    The value holds the options of the configuration too. jsonargparse alone would replace dictionaries within the
+    network's by what is given of them, and make the word "None" of null.
+
+    Args:
+        words: with files in place of the names of configurations; ``--model.network.NAME VALUE`` changes an option,
+            ``--model.network.NAME.INNER VALUE`` one within it.
+        parser: of these words.
+
+    Raises:
+        ConfigError: an option within one that holds no options.
+    """
+    rest: list[str] = []
+    given: list[tuple[list[str], Any]] = []
+    left = iter(range(len(words)))
+    for i in left:
+        option, separator, value = words[i].partition("=")
+        name = _NETWORK_OPTION.fullmatch(option)
+        if name is not None and not separator and i + 1 < len(words) and not words[i + 1].startswith("--"):
+            separator, value = "=", words[next(left)]
+        if name is None or not separator:
+            rest.append(words[i])
+        else:
+            given.append((name[1].split("."), _value(value)))
+    if not given:
+        return words
+    try:
+        network = parser.parse_args([word for word in rest if not word.startswith("--print_config")])[_NETWORK]
+    except (ArgumentError, KeyError, TypeError):
+        return words  # parsing all of them says what is wrong
+    if not isinstance(network, Mapping):
+        return words
+    for path, value in given:
+        network = _changed(network, path, value)
+    return [*rest, f"--{_NETWORK}={json.dumps(network)}"]
+
+
+_NETWORK = "model.init_args.network"
+_NETWORK_OPTION = re.compile(r"--model\.(?:init_args\.)?network\.([^=]+)")
+
+
+def _value(text: str) -> Any:
+    from jsonargparse import get_loader
+    from yaml import YAMLError
+
+    try:
+        return get_loader("yaml")(text) if text.strip() else text
+    except YAMLError:
+        return text
+
+
+def _changed(options: Mapping[str, Any], name: list[str], value: Any, before: str = "network") -> dict[str, Any]:
+    first, *inner = name
+    if inner:
+        own = options.get(first)
+        if own is not None and not isinstance(own, Mapping):
+            raise ConfigError(f"no option --model.{before}.{'.'.join(name)}: {first} is {own!r}, which has no options")
+        value = _changed(own or {}, inner, value, f"{before}.{first}")
+    return {**options, first: value}
 
 
 def instantiate(config: Mapping[str, Any], *, source: str) -> Any:

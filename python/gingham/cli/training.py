@@ -25,7 +25,14 @@ from gingham.cli.class_table import (
     retrieval_lines,
     write_class_table,
 )
-from gingham.cli.options import ConfigError, config_file, one_line_errors, packaged_configs, with_config_files
+from gingham.cli.options import (
+    ConfigError,
+    config_file,
+    one_line_errors,
+    packaged_configs,
+    with_config_files,
+    with_whole_network,
+)
 from gingham.cli.records import MetricsFile, checkpoints, resolve_checkpoint
 from gingham.cli.strict_json import strict_json
 from gingham.data.coco_detection import write_coco_results
@@ -136,6 +143,9 @@ class _CLI(LightningCLI):
         parser.add_argument(
             "--check_data", type=bool, default=True, help="read every file of the data set before training begins"
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, with_whole_network(args, parser))
 
     def before_instantiate_classes(self) -> None:
         self.run_dir = Path(self.config["run_dir"])
@@ -314,7 +324,8 @@ _HELP = """usage: gingham {command} --config NAME [--data.root DIR] [--run_dir D
   --seed_everything N    fit: seed of the weights and of dropout (default 0)
   --trainer.NAME VALUE   any argument of lightning.Trainer: devices, num_nodes, strategy, precision, max_steps,
                          max_epochs, accumulate_grad_batches, val_check_interval, log_every_n_steps, ...
-  --model.NAME VALUE     an option of the recipe; of its network: --model.network.NAME VALUE
+  --model.NAME VALUE     an option of the recipe; of its network: --model.network.NAME VALUE, and of a group of options
+                         within it: --model.network.NAME.INNER VALUE, which leaves the others of the group as they are
   --data.NAME VALUE      an option of the data
   --print_config         print the configuration that results, with every option, and stop
   --debug                show the traceback of errors

@@ -60,8 +60,6 @@ class NetworkRecipe(lightning.LightningModule, ABC):
         warmup_steps: int = 0,
     ) -> None:
         super().__init__()
-        if network.get("backbone_weights") == "None":  # what the command line makes of null in a dictionary
-            network = {**network, "backbone_weights": None}
         valid = inspect.signature(network_class).parameters
         if unknown := sorted(network.keys() - valid.keys()):
             raise ValueError(f"network has no option {unknown[0]!r}: there are {', '.join(valid)}")
