@@ -23,6 +23,14 @@ def test_a_list_comes_back_in_its_order(tmp_path: Path) -> None:
     assert list(read_tags(tmp_path / "lists" / "train_cls.txt", 20).items()) == list(tags.items())
 
 
+def test_a_path_stands_for_the_name_of_its_file(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("/JPEGImages/a.png 0 3\n/JPEGImages/b.jpg\nc 1\n")
+    assert read_tags(tmp_path / "list.txt", 5) == {"a": (0, 3), "b": (), "c": (1,)}
+    (tmp_path / "list.txt").write_text("/JPEGImages/a.jpg /SegmentationClassAug/a.png\n")
+    with pytest.raises(DataError, match="expected a name and class numbers"):
+        read_tags(tmp_path / "list.txt", 5)
+
+
 def test_blanks_at_the_end_of_a_line_do_not_matter(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a 0 14 \n\n b  3\t4\n")
     assert read_tags(tmp_path / "list.txt", 20) == {"a": (0, 14), "b": (3, 4)}

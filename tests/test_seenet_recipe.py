@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -17,7 +17,7 @@ import lightning
 
 from gingham.cli import main
 from gingham.cli.training import Pictures, config_file
-from gingham.data import TagScenes
+from gingham.data import TagScenes, VOCSegmentation
 from gingham.data.attention_maps import read_attention
 from gingham.data.image_tags import read_tags
 from gingham.data.transforms import EvaluationTransform
@@ -296,6 +296,77 @@ def test_without_a_list_all_images_have_the_classes_that_are_found(voc: Path, tm
     assert len(summary) == 10 and all(summary.values())
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_images_of_the_list_that_are_not_there_are_named(
+    voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text("/JPEGImages/wardrobe_val_000000.png 0\nelsewhere 1\n")
+    assert predict(voc, tmp_path / "out", "--tags", str(listed)) == 1
+    printed = capsys.readouterr()
+    assert f"skipped elsewhere: {listed} lists it" in printed.err and "1 images written" in printed.out
+    assert (tmp_path / "out" / "attention" / "wardrobe_val_000000_0.png").is_file()
+    one = str(voc / "JPEGImages" / "wardrobe_val_000000.png")
+    assert predict(voc, tmp_path / "out", "--tags", str(listed), "--images", one) == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("orientation", [3, 5, 6, 8])
+def test_seeds_lie_on_the_pixels_that_a_training_reads(voc: Path, tmp_path: Path, orientation: int) -> None:
+    for name in ("straight", "turned"):
+        (tmp_path / name / "JPEGImages").mkdir(parents=True)
+        (tmp_path / name / "saliency").mkdir()
+    item = TagScenes("val", 1)[0]
+    stored = Image.fromarray(item["image"][:, :48].permute(1, 2, 0).numpy())
+    salient = Image.fromarray(np.where(item["label"][:48] > 0, 230, 10).astype(np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored.save(tmp_path / "turned" / "JPEGImages" / "a.png", exif=exif)
+    salient.save(tmp_path / "turned" / "saliency" / "a.png")
+    how = {3: "ROTATE_180", 5: "TRANSPOSE", 6: "ROTATE_270", 8: "ROTATE_90"}[orientation]
+    for picture, folder in ((stored, "JPEGImages"), (salient, "saliency")):
+        picture.transpose(Image.Transpose[how]).save(tmp_path / "straight" / folder / "a.png")
+    (tmp_path / "list.txt").write_text("a 0 1\n")
+    found = {}
+    for name in ("straight", "turned"):
+        words = ["--tags", str(tmp_path / "list.txt"), "--seeds", "harmonic", "--saliency"]
+        words += [str(tmp_path / name / "saliency"), "--images", str(tmp_path / name / "JPEGImages")]
+        assert predict(voc, tmp_path / name, *words) == 0
+        with Image.open(tmp_path / name / "seeds" / "a.png") as seeds:
+            found[name] = np.array(seeds.copy() if name == "turned" else seeds.transpose(_BACK[how]))
+    assert found["turned"].shape == (48, 64) and 0.05 < (found["turned"] > 0).mean() < 0.95
+    assert (found["turned"] == found["straight"]).all()
+    lists = tmp_path / "turned" / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("a\n")
+    read = VOCSegmentation(tmp_path / "turned", "train", label_folder=tmp_path / "turned" / "seeds")[0]
+    assert torch.equal(read["image"], item["image"][:, :48]) and read["label"].shape == (48, 64)
+    assert read_attention(tmp_path / "turned" / "maps" / "a.npz", 5).shape == (5, 48, 64)
+
+
+_BACK = {
+    "ROTATE_180": Image.Transpose.ROTATE_180,
+    "TRANSPOSE": Image.Transpose.TRANSPOSE,
+    "ROTATE_270": Image.Transpose.ROTATE_90,
+    "ROTATE_90": Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_rule_of_seeds_can_be_changed(voc: Path, tmp_path: Path) -> None:
+    def seeds(rule: str, *options: str) -> np.ndarray:
+        words = ["--tags", str(voc / LIST), "--images", str(image), "--seeds", rule]
+        words += ["--saliency", str(voc / "saliency")] if rule == "harmonic" else []
+        assert predict(voc, tmp_path, *words, *(["--seed_options", *options] if options else [])) == 0
+        with Image.open(tmp_path / "seeds" / f"{image.stem}.png") as found:
+            return np.array(found)
+
+    image = voc / "JPEGImages" / "wardrobe_train_000000.png"
+    assert (seeds("confident", "least_share=0", "least=1", "attended=1", "salient=1") == 255).mean() < 0.2
+    assert (seeds("confident", "least_share=1") == 255).all()
+    assert (seeds("harmonic", "weight=0.1") != seeds("harmonic", "weight=20")).any()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_seeds_train_another_method(voc: Path, tmp_path: Path) -> None:
@@ -352,6 +423,15 @@ def test_what_prediction_needs_is_named(voc: Path, tmp_path: Path, capsys: pytes
     assert "nowhere.txt: no such file" in error("--tags", "nowhere.txt")
     assert "--saliency nowhere: no such folder" in error("--seeds", "confident", "--saliency", "nowhere")
     assert "--saliency nowhere: needs --seeds" in error("--saliency", "nowhere")
+    assert "--seed_options needs --seeds" in error("--seed_options", "sure=1")
+    for rule, word, reason in (
+        ("confident", "sure", "sure: expected NAME=NUMBER"),
+        ("confident", "weight=1", "weight: confident has least, sure, attended, salient, least_share"),
+        ("confident", "sure=2", "sure must be between 0 and 1, got 2.0"),
+        ("harmonic", "sure=1", "sure: harmonic has weight"),
+        ("harmonic", "weight=0", "weight must be above 0, got 0.0"),
+    ):
+        assert reason in error("--seeds", rule, "--seed_options", word)
     other = tmp_path / "other.txt"
     other.write_text("elsewhere 0\n")
     assert f"holds no image that is in {other}" in error("--tags", str(other))

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
 pytest.importorskip("lightning", reason="training needs the extra: pip install gingham[train]")
@@ -509,6 +510,7 @@ def test_supports_that_cannot_be_used_are_one_line(
     for name in ("x", "y"):
         Image.new("RGB", (30, 20)).save(tmp_path / "folder" / f"{name}.png")
     Image.new("L", (30, 20), 1).save(tmp_path / "good.png")
+    (tmp_path / "text.png").write_text("no image")
     image = str(tmp_path / "a.png")
     for more, reason in (
         ((), "give --support and --support_masks"),
@@ -522,6 +524,8 @@ def test_supports_that_cannot_be_used_are_one_line(
             ("--support", str(tmp_path / "folder"), "--support_masks", str(tmp_path / "good.png")),
             "one mask for 2 images",
         ),
+        (("--support", str(tmp_path / "folder"), "--support_masks", str(tmp_path / "folder")), "a folder of their own"),
+        (("--support", image, "--support_masks", str(tmp_path / "text.png")), "text.png: cannot be read, truncated or"),
     ):
         assert main(words(run, tmp_path / "out", *more)) == 2
         line = capsys.readouterr().err
@@ -538,9 +542,38 @@ def test_the_border_of_a_mask_is_left_out_where_there_are_other_values(tmp_path:
         ((3, 5, 255), None, [True, True, False]),
         ((3, 5, 255), 3, [True, False, False]),
     ):
-        Image.frombytes("L", (3, 1), bytes(values)).save(tmp_path / "mask.png")
+        mask = Image.frombytes("P", (3, 1), bytes(values))
+        mask.putpalette(list(range(256)) * 3)
+        mask.save(tmp_path / "mask.png")
         (found,) = read_support(tmp_path / "a.png", tmp_path / "mask.png", value)
         assert found.mask.tolist() == [expected]
+
+
+def test_of_a_soft_mask_the_inside_is_the_object(tmp_path: Path) -> None:
+    from gingham.cli.support import read_support
+
+    disc = Image.new("L", (80, 60))
+    ImageDraw.Draw(disc).ellipse((15, 8, 64, 51), fill=255)
+    truth = torch.from_numpy(np.array(disc)) > 0
+    disc.save(tmp_path / "disc.jpg", quality=75)
+    with Image.open(tmp_path / "disc.jpg") as lossy:
+        soft = {"jpeg": lossy.copy(), "blurred": disc.filter(ImageFilter.GaussianBlur(1))}
+    Image.new("RGB", disc.size).save(tmp_path / "a.png")
+    for mask in soft.values():
+        mask.save(tmp_path / "mask.png")
+        (found,) = read_support(tmp_path / "a.png", tmp_path / "mask.png")
+        assert (found.mask == truth).float().mean() > 0.98 and found.mask[30, 40]
+
+
+def test_a_grey_mask_that_leaves_open_what_255_is_has_to_be_explained(tmp_path: Path) -> None:
+    from gingham.cli.support import read_support
+
+    Image.new("RGB", (3, 1)).save(tmp_path / "a.png")
+    Image.frombytes("L", (3, 1), bytes((0, 15, 255))).save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match="the values 15 and 255: say with --support_value which is the object"):
+        read_support(tmp_path / "a.png", tmp_path / "mask.png")
+    (found,) = read_support(tmp_path / "a.png", tmp_path / "mask.png", 15)
+    assert found.mask.tolist() == [[False, True, False]]
 
 
 def test_training_from_files_gives_the_numbers_of_training_from_memory(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gingham.cli.support import image_files, read_support, read_upright, sighting_files
+from gingham.cli.support import image_files, read_support, sighting_files
 from gingham.errors import DataError, GinghamError
 
 
@@ -56,7 +56,8 @@ def main(words: list[str]) -> int:
         type=Path,
         metavar="PATH",
         help="the mask of that image, or a folder of masks that are named as their images, but .png: all but 0 is the "
-        "object; 255 is not known where there are other values too",
+        "object; in masks with a palette and other values too, 255 is not known; in grey masks with soft outlines, 128 "
+        "or more is the object",
     )
     parser.add_argument("--support_value", type=int, metavar="N", help="only this value of the masks is the object")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
@@ -64,11 +65,19 @@ def main(words: list[str]) -> int:
         "--tags",
         type=Path,
         metavar="FILE",
-        help="attention: a list of images with class numbers, as VOC's train_cls.txt; only images in it are taken "
-        "(default: all, with the classes that the network finds)",
+        help="attention: a list of images with class numbers, as VOC's train_cls.txt; only images in it are taken, and "
+        "those that a folder lacks are named (default: all, with the classes that the network finds)",
     )
     parser.add_argument(
         "--seeds", choices=("confident", "harmonic"), help="attention: write seed labels too, made by this rule"
+    )
+    parser.add_argument(
+        "--seed_options",
+        nargs="+",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="attention: of that rule: least, sure, attended, salient and least_share of confident, weight of "
+        "harmonic; see gingham.methods.seenet.seeds",
     )
     parser.add_argument(
         "--saliency", type=Path, metavar="DIR", help="attention: grey saliency maps NAME.png to make seeds with"
@@ -92,14 +101,20 @@ def main(words: list[str]) -> int:
     from gingham.cli.galleries import GalleryWriter
     from gingham.cli.predictions import AttentionOptions, writer_for
 
-    attention = AttentionOptions(options.tags, options.saliency, options.seeds)
+    attention = AttentionOptions(options.tags, options.saliency, options.seeds, _numbers(options.seed_options))
     writer = writer_for(recipe, data, options.out, support, attention, options.gallery)
-    read = writer.read if isinstance(writer, GalleryWriter) else read_upright
     skipped = writer.left_out if isinstance(writer, GalleryWriter) else 0
     if writer.stems is not None:
         files = [file for file in files if file.stem in writer.stems]
         if not files:
             raise DataError(f"--images {options.images}: holds no image that is in {options.tags}")
+        there = {file.stem for file in files}
+        missing = [stem for stem in writer.stems if stem not in there] if options.images.is_dir() else []
+        for stem in missing:
+            print(
+                f"gingham: skipped {stem}: {options.tags} lists it, {options.images} has no such image", file=sys.stderr
+            )
+        skipped += len(missing)
     try:
         for name in writer.folders:
             (options.out / name).mkdir(parents=True, exist_ok=True)
@@ -109,7 +124,7 @@ def main(words: list[str]) -> int:
     try:
         for file in tqdm(files, unit="image", disable=None):
             try:
-                written[file.name] = writer.write(file.name, read(file))
+                written[file.name] = writer.write(file.name, writer.read(file))
             except (DataError, MemoryError) as error:
                 reason = str(error).removeprefix(f"{file}: ") or "not enough memory"
                 print(f"gingham: skipped {file}: {reason}", file=sys.stderr)
@@ -118,6 +133,20 @@ def main(words: list[str]) -> int:
         (options.out / writer.summary).write_text(json.dumps(written, indent=2) + "\n")
     print(f"{len(written)} images written to {options.out}" + (f", {skipped} skipped" if skipped else ""))
     return 1 if skipped else 0
+
+
+def _numbers(words: list[str]) -> dict[str, float]:
+    """The options NAME=NUMBER."""
+    from gingham.cli.options import ConfigError
+
+    found = {}
+    for word in words:
+        name, _, number = word.partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise ConfigError(f"--seed_options {word}: expected NAME=NUMBER, such as sure=0.9") from None
+    return found
 
 
 def _device(name: str | None) -> torch.device:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,7 +15,7 @@ from torchvision.tv_tensors import Image as ImageTensor
 from gingham.cli import pictures
 from gingham.cli.galleries import GalleryWriter
 from gingham.cli.options import ConfigError
-from gingham.cli.support import SupportImage
+from gingham.cli.support import StoredImage, SupportImage, as_stored, read_stored, read_upright, upright
 from gingham.data.attention_maps import export_attention, read_saliency, write_attention
 from gingham.data.image_tags import read_tags, tag_vector
 from gingham.data.segmentation import write_label
@@ -23,7 +24,7 @@ from gingham.methods.dap.recipe import ClassificationRecipe
 from gingham.methods.dcr.recipe import DCRRecipe
 from gingham.methods.reid_recipe import ReidRecipe
 from gingham.methods.seenet.recipe import SeeNetRecipe
-from gingham.methods.seenet.seeds import confident_labels, harmonic_labels
+from gingham.methods.seenet.seeds import SeedRule, confident_labels, harmonic_labels, require_weight
 from gingham.methods.sgone.recipe import SGOneRecipe
 
 
@@ -34,12 +35,19 @@ class Writer(Protocol):
     summary: str  # name of its file
     stems: Collection[str] | None  # of the files to take, that is their names without endings; None for all
 
+    def read(self, file: Path) -> Any:
+        """What `write` takes of a file.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+
     def write(self, name: str, image: Any) -> Any:
         """Predict and write.
 
         Args:
             name: of the image's file.
-            image: uint8 RGB [3, H, W]; what `GalleryWriter.read` gives for that one.
+            image: what `read` gives; in most cases uint8 RGB [3, H, W], upright.
 
         Raises:
             MemoryError: the image is too large for the device.
@@ -56,11 +64,13 @@ class AttentionOptions:
         tags: a list of images with their classes, see `gingham.data.image_tags`; None for those that the network finds.
         saliency: a folder of saliency maps, one grey ``<name>.png`` an image.
         seeds: the rule by which seed labels are made, "confident" or "harmonic"; None for no seeds.
+        seed_options: of that rule: those of `gingham.methods.seenet.seeds.SeedRule`, or ``weight`` of "harmonic".
     """
 
     tags: Path | None = None
     saliency: Path | None = None
     seeds: Literal["confident", "harmonic"] | None = None
+    seed_options: Mapping[str, float] = field(default_factory=dict)
 
 
 def writer_for(
@@ -104,7 +114,9 @@ def writer_for(
     if isinstance(recipe, SeeNetRecipe):
         return AttentionWriter(recipe, data, out, attention or AttentionOptions())
     if attention not in (None, AttentionOptions()):
-        raise ConfigError("--tags, --seeds and --saliency are of methods with attention, such as seenet_voc")
+        raise ConfigError(
+            "--tags, --seeds, --seed_options and --saliency are of methods with attention, such as seenet_voc"
+        )
     if isinstance(recipe, DCRRecipe):
         return DetectionWriter(recipe, data, out)
     if isinstance(recipe, ClassificationRecipe):
@@ -134,6 +146,10 @@ class MaskWriter:
     def __init__(self, recipe: Any, data: Any, out: Path, segment: Callable[[Tensor], Tensor]) -> None:
         self.device, self.out, self.segment = recipe.device, out, segment
         self.normalize, self.labels = data.evaluate.normalize, data.label_space()
+
+    @staticmethod
+    def read(file: Path) -> Tensor:
+        return read_upright(file)
 
     def write(self, name: str, image: Tensor) -> dict[str, float]:
         normalized = _normalized(self.normalize, image).to(self.device)
@@ -170,6 +186,10 @@ class DetectionWriter:
                 f"the model has {recipe.num_classes} classes, its data set {len(self.names)}: mend --config"
             )
 
+    @staticmethod
+    def read(file: Path) -> Tensor:
+        return read_upright(file)
+
     def write(self, name: str, image: Tensor) -> list[dict[str, Any]]:
         views = _run(lambda: self.recipe.views({"image": image.float() / 255}), image)
         ordered = {title: views[title] for title in ("before", "refined") if title in views}
@@ -196,6 +216,10 @@ class ClassWriter:
                 f"the model has {recipe.num_classes} classes, its data set {len(self.names)}: mend --config"
             )
 
+    @staticmethod
+    def read(file: Path) -> Tensor:
+        return read_upright(file)
+
     def write(self, name: str, image: Tensor) -> dict[str, float]:
         item = {"image": image, "label": torch.tensor(0), "name": name}
         pixels = self.transform(item)["image"][None].to(self.recipe.device)
@@ -208,7 +232,11 @@ class ClassWriter:
 
 
 class AttentionWriter:
-    """Attention maps as archives and grey images, pictures of them, and seed labels if they are asked for."""
+    """Attention maps as archives and grey images, pictures of them, and seed labels if they are asked for.
+
+    The network sees pictures upright. What is written, but for the overlays, lies on the pixels as the file has them,
+    which is how trainings read images and labels; saliency maps do, too.
+    """
 
     summary = "attention.json"
 
@@ -225,26 +253,38 @@ class AttentionWriter:
         if options.saliency is not None and (options.seeds is None or not options.saliency.is_dir()):
             problem = "no such folder" if options.seeds else "needs --seeds, which it is for"
             raise DataError(f"--saliency {options.saliency}: {problem}")
+        self._make_seeds = _seed_rule(options)
         self.tags = None if options.tags is None else read_tags(options.tags, count)
         self.stems: Collection[str] | None = self.tags
         self._written: dict[str, str] = {}
 
-    def write(self, name: str, image: Tensor) -> dict[str, float]:
+    @staticmethod
+    def read(file: Path) -> StoredImage:
+        return read_stored(file)
+
+    def write(self, name: str, image: StoredImage) -> dict[str, float]:
         stem = Path(name).stem
         if (other := self._written.setdefault(stem, name)) != name:
             raise DataError(f"{name}: {other} has the same name but for its ending, and its maps would be overwritten")
-        pixels = _normalized(self.normalize, image).to(self.recipe.device)
-        tags, attention = _run(lambda: self._attention(stem, pixels), image)
-        write_attention(self.out / "maps" / f"{stem}.npz", attention[0].cpu(), tags[0].cpu())
-        export_attention(self.out / "attention", stem, attention[0].cpu(), tags[0].cpu())
-        kinds = tags[0].nonzero().flatten().tolist()
-        views = {self.labels.names[kind + 1]: attention[0, kind].cpu() for kind in kinds}
-        if self.options.seeds:
-            views["seeds"] = self._seeds(stem, tags, attention)[0].cpu()
+        seen = upright(*image)
+        pixels = _normalized(self.normalize, seen).to(self.recipe.device)
+        tags, found = _run(lambda: self._attention(stem, pixels), seen)
+        tags, attention = tags[0].cpu(), as_stored(found[0].cpu(), image.orientation)
+        write_attention(self.out / "maps" / f"{stem}.npz", attention, tags)
+        export_attention(self.out / "attention", stem, attention, tags)
+        kinds = tags.nonzero().flatten().tolist()
+        views = {self.labels.names[kind + 1]: attention[kind] for kind in kinds}
+        if self._make_seeds is not None:
+            saliency = None
+            if self.options.saliency is not None:
+                height, width = attention.shape[-2:]
+                saliency = read_saliency(self.options.saliency / f"{stem}.png", (height, width))[None]
+            views["seeds"] = self._make_seeds(attention[None], tags[None], saliency)[0]
             write_label(self.out / "seeds" / f"{stem}.png", views["seeds"], self.labels)
-        sheet = pictures.draw_panels([(image, views)], self.labels.names, self.labels.palette)
+        turned = {title: upright(view, image.orientation) for title, view in views.items()}
+        sheet = pictures.draw_panels([(seen, turned)], self.labels.names, self.labels.palette)
         sheet.save(self.out / "overlays" / f"{stem}.png")
-        shares = (attention[0, kinds] >= self.recipe.threshold).double().mean((-2, -1)).tolist()
+        shares = (attention[kinds] >= self.recipe.threshold.cpu()).double().mean((-2, -1)).tolist()
         return {self.labels.names[kind + 1]: round(share, 6) for kind, share in zip(kinds, shares, strict=True)}
 
     def _attention(self, stem: str, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -254,13 +294,23 @@ class AttentionWriter:
             tags = tag_vector(self.tags[stem], self.recipe.num_classes)[None].to(pixels.device)
         return tags, self.recipe.attend(pixels, tags).maps
 
-    def _seeds(self, stem: str, tags: Tensor, attention: Tensor) -> Tensor:
-        saliency = None
-        if self.options.saliency is not None:
-            height, width = attention.shape[-2:]
-            saliency = read_saliency(self.options.saliency / f"{stem}.png", (height, width))[None].to(attention)
-        make = confident_labels if self.options.seeds == "confident" else harmonic_labels
-        return make(attention, tags, saliency)
+
+def _seed_rule(options: AttentionOptions) -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
+    """What makes seeds of attention, tags and saliency; None where none are asked for."""
+    given = dict(options.seed_options)
+    if options.seeds is None:
+        if given:
+            raise ConfigError("--seed_options needs --seeds, which it is for")
+        return None
+    valid = [each.name for each in fields(SeedRule)] if options.seeds == "confident" else ["weight"]
+    if unknown := [name for name in given if name not in valid]:
+        raise ConfigError(f"--seed_options {unknown[0]}: {options.seeds} has {', '.join(valid)}")
+    try:
+        if options.seeds == "confident":
+            return partial(confident_labels, rule=SeedRule(**given))
+        return partial(harmonic_labels, weight=require_weight(given.get("weight", 1.0)))
+    except ValueError as error:
+        raise ConfigError(f"--seed_options: {error}") from error
 
 
 def _run(predict: Any, image: Tensor) -> Any:

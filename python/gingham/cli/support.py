@@ -56,50 +56,62 @@ def read_support(images: Path | None, masks: Path | None, value: int | None = No
     Args:
         images: an image, or a folder of images.
         masks: its mask, or a folder with a mask ``<name>.png`` for each image.
-        value: that is the object in the masks. None: all but 0 is; 255 is left out where there are other values too,
-            since it is then the border of objects.
+        value: that is the object in the masks. None: all but 0 is; but 255 is left out of masks with a palette where
+            there are other values too, since it is then the border of objects; and of grey masks with soft outlines, as
+            JPEG or antialiasing makes them, values of 128 or more are the object.
 
     Raises:
-        ConfigError: one of the two options without the other.
-        DataError: files are missing or unreadable, do not fit each other, or show no object.
+        ConfigError: one of the two options without the other, or the same folder for both.
+        DataError: files are missing or unreadable, do not fit each other, show no object, or leave open whether 255 is
+            the object.
     """
     if (images is None) != (masks is None) or (images is None and value is not None):
         raise ConfigError("--support and --support_masks go together: give the images, and the masks of the object")
     if images is None or masks is None:
         return []
+    if images.is_dir() and masks.is_dir() and images.samefile(masks):
+        raise ConfigError(f"--support_masks {masks}: is the folder of --support; masks need a folder of their own")
     found = []
     for file in image_files("--support", images):
         path = masks / f"{file.stem}.png" if masks.is_dir() else masks
-        image, values = read_upright(file), _mask_values(path)
+        image, (values, has_palette) = read_upright(file), _mask_values(path)
         if values.shape != image.shape[1:]:
             raise DataError(
                 f"{path}: the mask is {values.shape[1]}x{values.shape[0]} pixels (width x height), its image "
                 f"{file.name} is {image.shape[2]}x{image.shape[1]}"
             )
-        found.append(SupportImage(image, _object(values, value, path)))
+        found.append(SupportImage(image, _object(values, value, path, has_palette)))
     if masks.is_file() and len(found) > 1:
         raise DataError(f"--support_masks {masks}: one mask for {len(found)} images; give a folder of masks")
     return found
 
 
-def _mask_values(path: Path) -> Tensor:
-    from gingham.data.segmentation import read_label_values
+def _mask_values(path: Path) -> tuple[Tensor, bool]:
+    """The values of a mask, and whether they are indices of a palette."""
+    from gingham.data.segmentation import open_image, read_label_values
 
-    with_mask = "the mask of a support"
     if not path.is_file():
-        raise DataError(f"{path}: no such file, expected {with_mask}")
-    with Image.open(path) as header:
-        if header.mode == "1":  # black and white
-            return torch.from_numpy(np.array(header).astype(np.uint8))
-    return torch.from_numpy(read_label_values(path))
+        raise DataError(f"{path}: no such file, expected the mask of a support")
+    with open_image(path) as mask:
+        if mask.mode == "1":  # black and white
+            return torch.from_numpy(np.array(mask).astype(np.uint8)), False
+        return torch.from_numpy(read_label_values(path)), mask.mode == "P"
 
 
-def _object(values: Tensor, value: int | None, path: Path) -> Tensor:
+def _object(values: Tensor, value: int | None, path: Path, has_palette: bool) -> Tensor:
     if value is not None:
         mask = values == value
     else:
-        others = ((values != 0) & (values != 255)).any()
-        mask = (values != 0) & ~((values == 255) & others)
+        between = values[(values != 0) & (values != 255)].unique()
+        if not has_palette and len(between) > _CLASSES_OF_A_MASK:
+            mask = values >= 128
+        elif not has_palette and len(between) and (values == 255).any():
+            raise DataError(
+                f"{path}: a grey mask with the values {', '.join(map(str, between[:3].tolist()))}"
+                f"{' ...' if len(between) > 3 else ''} and 255: say with --support_value which is the object"
+            )
+        else:
+            mask = (values != 0) & ~((values == 255) & (len(between) > 0))
     if not mask.any():
         raise DataError(
             f"{path}: no pixel {'but 0' if value is None else f'of value {value}'}: a support must show one"
@@ -107,8 +119,19 @@ def _object(values: Tensor, value: int | None, path: Path) -> Tensor:
     return mask
 
 
-def read_upright(file: Path) -> Tensor:
-    """RGB, uint8 [3, H, W], upright as the camera's EXIF entry says.
+#: Class indices that a mask without a palette may have; with more, it is a soft mask.
+_CLASSES_OF_A_MASK = 20
+
+
+class StoredImage(NamedTuple):
+    """An image as its file has it, uint8 RGB [3, H, W], and how to turn it: the value of the EXIF entry Orientation."""
+
+    pixels: Tensor
+    orientation: int
+
+
+def read_stored(file: Path) -> StoredImage:
+    """RGB as the file has it, and how the camera says that it is to be turned.
 
     Raises:
         DataError: the file cannot be read, or has more than eight bits a channel.
@@ -123,6 +146,47 @@ def read_upright(file: Path) -> Tensor:
         raise DataError(f"{file}: {error}") from error
     if mode.startswith(("I", "F")):
         raise DataError(f"{file}: has more than 8 bits a channel (mode {mode}); convert it to 8 bits first")
-    if orientation in (5, 6, 7, 8):
-        image = image.transpose(1, 2)
-    return image.flip({2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation, ())).contiguous()
+    return StoredImage(image, orientation)
+
+
+def read_upright(file: Path) -> Tensor:
+    """RGB, uint8 [3, H, W], upright as the camera's EXIF entry says.
+
+    Raises:
+        DataError: the file cannot be read, or has more than eight bits a channel.
+    """
+    return upright(*read_stored(file))
+
+
+_MIRRORED = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}
+_TRANSPOSED = (5, 6, 7, 8)
+
+
+def upright(stored: Tensor, orientation: int) -> Tensor:
+    """Turn what a file has, [..., H, W], upright.
+
+    Args:
+        stored: as the file has it.
+        orientation: the value of the EXIF entry; others than 2 to 8 turn nothing.
+
+    Example:
+        >>> upright(torch.tensor([[1, 2, 3]]), 6).tolist()
+        [[1], [2], [3]]
+    """
+    turned = stored.transpose(-2, -1) if orientation in _TRANSPOSED else stored
+    return turned.flip(_MIRRORED.get(orientation, ())).contiguous()
+
+
+def as_stored(upright: Tensor, orientation: int) -> Tensor:
+    """Undo `upright`.
+
+    Args:
+        upright: [..., H, W].
+        orientation: of the file.
+
+    Example:
+        >>> as_stored(torch.tensor([[1], [2], [3]]), 6).tolist()
+        [[1, 2, 3]]
+    """
+    turned = upright.flip(_MIRRORED.get(orientation, ()))
+    return (turned.transpose(-2, -1) if orientation in _TRANSPOSED else turned).contiguous()

@@ -1,7 +1,8 @@
 """Image-level labels: which classes occur in an image, and the lists that say so.
 
 A line of a list is a name and the numbers of its object classes, counted from 0 without the background:
-``2007_000032 0 14``. In masks, the number is the class index minus 1.
+``2007_000032 0 14``. In masks, the number is the class index minus 1. A path that begins with a slash stands for the
+name of its file, without folder and ending.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 
 from gingham.data.labels import IGNORE_INDEX
-from gingham.data.name_list import read_names
+from gingham.data.name_list import read_lines
 from gingham.data.segmentation import SegmentationDataset
 from gingham.errors import DataError
 
@@ -68,8 +69,10 @@ def read_tags(path: str | Path, count: int) -> dict[str, tuple[int, ...]]:
     """
     path = Path(path)
     tags: dict[str, tuple[int, ...]] = {}
-    for line in read_names(path):
+    for line in read_lines(path):
         name, *numbers = line.split()
+        if name.startswith("/"):
+            name = Path(name).stem
         if not all(number.isdecimal() and int(number) < count for number in numbers):
             raise DataError(f"{path}: line {line!r}, expected a name and class numbers from 0 to {count - 1}")
         if name in tags:

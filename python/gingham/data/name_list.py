@@ -22,17 +22,25 @@ def read_names(path: Path) -> list[str]:
     Raises:
         DataError: there is no such file, it is not text, or it names nothing.
     """
+    return [Path(line.split()[0]).stem if line.startswith("/") else line for line in read_lines(path)]
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read the lines of a list, without blanks around them and without blank ones.
+
+    Raises:
+        DataError: there is no such file, it is not text, or it has no lines.
+    """
     expected = "expected the names of the split's images, one a line"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (FileNotFoundError, IsADirectoryError):
         raise DataError(f"{path}: no such file, {expected}") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: not a text file, {expected}") from None
-    names = [Path(line.split()[0]).stem if line.startswith("/") else line.strip() for line in lines if line.strip()]
-    if not names:
+    if not lines:
         raise DataError(f"{path}: no images found, {expected}")
-    return names
+    return lines
 
 
 def listed_files(name_list: Path, images: Path, labels: Path, *, require_images: bool) -> list[ImageFile]:

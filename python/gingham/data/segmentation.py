@@ -180,7 +180,7 @@ def read_image(path: Path) -> torch.Tensor:
     Raises:
         DataError: the file is missing, truncated or no image.
     """
-    with _open(path) as image:
+    with open_image(path) as image:
         pixels = np.array(image.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
@@ -191,7 +191,7 @@ def read_label_values(path: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: the file is missing, truncated, no image, or has several channels or more than eight bits.
     """
-    with _open(path) as image:
+    with open_image(path) as image:
         if image.mode not in ("L", "P"):
             raise DataError(
                 f"{path}: a label must be an 8-bit image of one channel (grey or palette), got mode {image.mode}"
@@ -205,7 +205,7 @@ def read_grey(path: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: the file is missing, truncated, no image, or has colours or more than eight bits.
     """
-    with _open(path) as image:
+    with open_image(path) as image:
         if image.mode != "L":
             raise DataError(f"{path}: expected an 8-bit grey image, got mode {image.mode}")
         return np.array(image)
@@ -253,8 +253,12 @@ def read_soft_label(path: Path, num_classes: int, label: torch.Tensor) -> torch.
     return soft
 
 
-def _open(path: Path) -> Image.Image:
-    """Open and decode an image, so that every defect of the file shows here."""
+def open_image(path: Path) -> Image.Image:
+    """Open and decode an image file of any mode, so that every defect of the file shows here.
+
+    Raises:
+        DataError: the file is missing, truncated or no image.
+    """
     try:
         image = Image.open(path)
         image.load()

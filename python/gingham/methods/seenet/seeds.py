@@ -4,6 +4,7 @@ Two rules: that of the authors' next method (OAA's public script), which is full
 whose formula is not confirmed. Labels are 0 for background, class + 1 for a class, 255 for pixels that are left open.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -97,10 +98,16 @@ def harmonic_mean(attention: Tensor, saliency: Tensor, weight: float = 1.0) -> T
         >>> harmonic_mean(torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.5, 1.0, 1.0]))
         tensor([0.5000, 0.6667, 0.0000])
     """
-    if not weight > 0:
-        raise ValueError(f"weight must be above 0, got {weight}")
+    require_weight(weight)
     product = attention * saliency
     return torch.where(product > 0, (weight + 1) * product / (weight * saliency + attention), 0)
+
+
+def require_weight(weight: float) -> float:
+    """Return the weight of an attention, or raise a ValueError where it is not above 0, or not finite."""
+    if not 0 < weight < math.inf:
+        raise ValueError(f"weight must be above 0, got {weight}")
+    return weight
 
 
 @torch.no_grad()
