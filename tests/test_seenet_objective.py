@@ -1,5 +1,6 @@
 """SeeNet's losses, its fused attention and its seed labels, against the specification's numbers."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -156,7 +157,10 @@ def test_labels_are_of_tagged_classes(make: Any) -> None:
 
 
 def test_salient_pixels_without_attention_are_left_open() -> None:
-    assert (confident_labels(torch.zeros(1, 1, 8, 9), torch.ones(1, 1), torch.ones(1, 8, 9)) == 255).all()
+    rule = SeedRule(least_share=0.0)  # so that nothing but the saliency leaves them open
+    given = torch.zeros(1, 1, 8, 9), torch.ones(1, 1), torch.full((1, 8, 9), 0.5)
+    assert (confident_labels(*given, rule=rule) == 255).all()
+    assert (confident_labels(*given, rule=replace(rule, salient=0.6)) == 0).all()
 
 
 def test_an_image_without_confident_objects_says_nothing() -> None:

@@ -212,6 +212,21 @@ def test_data_without_tags_or_masks_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, max_epochs=1).fit(recipe(), data)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_missing_masks_are_found_before_training(voc: Path, tmp_path: Path) -> None:
+    for name in ("JPEGImages", "ImageSets"):
+        (tmp_path / name).symlink_to(voc / name)
+    (tmp_path / "SegmentationClass").mkdir()
+    options: Any = {"root": str(tmp_path), "classes": "wardrobe_tags", "batch_size": 2, "crop": 64, "scales": None}
+    made, run = recipe(), trainer(tmp_path / "run", max_epochs=1)
+    with pytest.raises(DataError, match="the val split has no masks to evaluate attention by; train with"):
+        run.fit(made, SegmentationData("voc_tags", **options))
+    assert run.global_step == 0
+    run = trainer(tmp_path / "run", max_steps=1, limit_val_batches=0)
+    run.fit(made, SegmentationData("voc_tags", **options))
+    assert run.global_step == 1
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import BinaryAveragePrecision, MultilabelAveragePrecision
 
+from gingham.data.segmentation import FolderSegmentation
 from gingham.errors import DataError
 from gingham.methods.network_recipe import NetworkRecipe
 from gingham.methods.seenet.attention import Attention, attend
@@ -25,6 +26,8 @@ from gingham.methods.seenet.network import SeeNet
 from gingham.methods.seenet.objective import branch_losses
 from gingham.methods.seenet.seeds import SeedRule
 from gingham.metrics import AttentionMeter, AttentionScores, SegmentationScores
+
+_WITHOUT_MASKS = "the {split} split has no masks to evaluate attention by; train with --trainer.limit_val_batches 0"
 
 
 class SeeNetRecipe(NetworkRecipe):
@@ -102,6 +105,14 @@ class SeeNetRecipe(NetworkRecipe):
                 f"the network has num_classes {self.num_classes}, the data set has {label_space().num_classes} "
                 "classes with the background"
             )
+        if stage == "fit" and self.trainer.limit_val_batches != 0 and label_space is not None:
+            self._require_masks(self.trainer.datamodule.dataset("val"), "val")  # type: ignore[attr-defined]
+
+    @staticmethod
+    def _require_masks(dataset: Any, split: str) -> None:
+        """Files without any mask are found before the first epoch, not after it."""
+        if isinstance(dataset, FolderSegmentation) and all(file.label is None for file in dataset.images):
+            raise DataError(_WITHOUT_MASKS.format(split=split))
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         images, tags = batch["image"], _tags(batch)
@@ -188,9 +199,7 @@ class SeeNetRecipe(NetworkRecipe):
             return
         self.log(f"{split}_tag_precision", tag_precision.nan_to_num())
         if found.labelled_pixels == 0:
-            raise DataError(
-                f"the {split} split has no masks to evaluate attention by; train with --trainer.limit_val_batches 0"
-            )
+            raise DataError(_WITHOUT_MASKS.format(split=split))
         if split == "val" and self.calibrate:
             self.threshold.copy_(found.thresholds[found.best()])
         index = _nearest(found, float(self.threshold))
