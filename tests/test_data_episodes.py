@@ -28,6 +28,7 @@ from gingham.data.episodes import (
     pascal_fold,
     read_episodes,
     read_items,
+    resize_item,
     shuffled_as_python2,
     write_episodes,
 )
@@ -309,6 +310,10 @@ def test_episodes_are_written_as_lines_and_read_back(tmp_path: Path) -> None:
             '{"fold": 0, "class": 1, "support": ["a", "b"], "query": "c", "protocol": "x", "seed": 0}',
             "pairs.jsonl:3: expected 1 supports as above, got 2",
         ),
+        (
+            '{"fold": 0, "class": 1, "support": ["a", "c"], "query": "c", "protocol": "x", "seed": 0}',
+            "pairs.jsonl:1: the query 'c' is one of its own supports",
+        ),
     ],
 )
 def test_files_that_hold_no_episodes_are_named(text: str, reason: str, tmp_path: Path) -> None:
@@ -363,6 +368,23 @@ def test_pictures_and_labels_are_brought_to_the_protocol_s_size() -> None:
     assert item["label"].shape == (20, 84) and set(item["label"].unique().tolist()) == {0, 1}
     assert item["support_mask"][0].shape == (1, 20, 84)
     assert item["label"][2:6, :12].all() and not item["label"][7:].any()
+
+
+@pytest.mark.parametrize("name", ["panet", "hsnet"])
+def test_labels_are_resized_as_the_code_of_the_protocol_does(name: Any) -> None:
+    label = torch.arange(5).repeat(5, 1)
+    small = torch.nn.functional.interpolate(label[None, None].float(), size=(3, 3), mode="nearest")[0, 0].long()
+    pillow = Image.fromarray(label.to(torch.uint8).numpy()).resize((3, 3), Image.Resampling.NEAREST)
+    expected = {"hsnet": small, "panet": torch.from_numpy(np.array(pillow)).long()}
+    assert not torch.equal(expected["hsnet"], expected["panet"])
+    protocol = Protocol(name, size=(3, 3))
+    item: Any = {"image": torch.zeros(3, 5, 5, dtype=torch.uint8), "label": label, "name": "a"}
+    assert torch.equal(resize_item(item, protocol.image_size, protocol.label_resize)["label"], expected[name])
+    scenes = squares((1, 1), (1, 1), size=(41, 57))
+    given: Any = {"size": (20, 28), "label_resize": protocol.label_resize}
+    episode = EpisodeDataset(scenes, [Draw(1, (1,), 0, 0)], **given)[0]
+    wanted = [resize_item(scenes.read(i), (20, 28), protocol.label_resize)["label"] == 1 for i in (0, 1)]
+    assert torch.equal(episode["label"] == 1, wanted[0]) and torch.equal(episode["support_mask"][0][0], wanted[1])
 
 
 def test_pictures_show_the_support_beside_the_query() -> None:

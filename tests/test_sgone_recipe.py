@@ -344,21 +344,49 @@ def test_episodes_of_a_file_and_items_of_a_list_are_evaluated(voc: Path, tmp_pat
     assert read.episodes_of("test") == drawn.episodes_of("test") and read.seeds_of("test") == [0]
     assert read.describe("test").endswith(
         f"; 2-shot: 4 episodes of {tmp_path / 'pairs.jsonl'}, drawn as hsnet; "
-        "scored at original size, pixels 255 counted as background"
+        "scored at original size, pixels 255 counted as background; images of val, labels of SegmentationClass"
     )
     (tmp_path / "items.txt").write_text("2007_000004__02\n2007_000001__02\n2007_000003__01\n2007_000000__01\n")
     listed = EpisodeData(
         root=str(voc), fold=0, items=str(tmp_path / "items.txt"), protocol=Protocol("hsnet", episodes=4)
     )
     assert [x.query[-1] for x in listed.episodes_of("test")] == ["4", "1", "3", "0"]
+    assert f", items of {tmp_path / 'items.txt'}; scored" in listed.describe("test")
     for change, reason in (
         ({"query": "2007_000099"}, "episode 1 has '2007_000099', which is not in the list"),
         ({"class": 9}, "episode 1 is of class 9, novel are 1, 2, 3, 4, 5"),
+        ({"class": 4}, "episode 1 is of class 4, which is not in its image '2007_00000"),
     ):
         first = json.loads((tmp_path / "pairs.jsonl").read_text().splitlines()[0])
         (tmp_path / "wrong.jsonl").write_text(json.dumps(first | change))
         with pytest.raises(DataError, match=reason):
             EpisodeData(root=str(voc), fold=0, episodes=str(tmp_path / "wrong.jsonl")).dataset("test")
+
+
+@pytest.mark.parametrize(
+    ("options", "stated"),
+    [
+        ({}, "; images of val, labels of SegmentationClass"),
+        ({"lists": ("trainaug", "val", "trainaug")}, "; images of trainaug, labels of SegmentationClass"),
+        ({"evaluation_labels": "SegmentationClassAug"}, "; images of val, labels of SegmentationClassAug"),
+        ({"legacy_support_size": True}, ", supports at the size of the first; images of val,"),
+        ({"items": "list.txt"}, ", items of list.txt; scored"),
+    ],
+    ids=str,
+)
+def test_a_report_states_the_images_and_whether_they_are_the_protocol_s(options: Any, stated: str) -> None:
+    line = EpisodeData(fold=0, protocol=Protocol("oslsm"), **options).describe("test")
+    assert stated in line and ("oslsm (changed)" in line) == bool(options)
+    assert ("small objects" in line) == ("items" not in options)
+
+
+def test_what_the_code_of_a_protocol_reads_is_no_change() -> None:
+    for name, options in (
+        ("hsnet", {"items": "list.txt", "evaluation_labels": "SegmentationClassAug"}),
+        ("panet", {"lists": ("trainaug", "val", "trainaug"), "evaluation_labels": "SegmentationClassAug"}),
+    ):
+        given: Any = options
+        assert "(changed)" not in EpisodeData(fold=0, protocol=Protocol(name), **given).describe("test")  # type: ignore[arg-type]
 
 
 def test_files_that_are_wrong_are_listed_before_training(
@@ -404,6 +432,12 @@ def test_own_classes_in_the_layout_of_voc(voc: Path) -> None:
         {"episodes": "a", "items": "b", "fold": 0},
         {"flip": 1.5, "fold": 0},
         {"batch_size": 0, "fold": 0},
+        {"root": "a", "name": "wardrobe_garments"},
+        {"lists": ("a", "b", "c"), "name": "wardrobe_garments"},
+        {"train_labels": "a", "name": "wardrobe_garments"},
+        {"evaluation_labels": "a", "name": "wardrobe_garments"},
+        {"protocol": Protocol(runs=2), "episodes": "a", "fold": 0},
+        {"protocol": Protocol(episodes=2), "episodes": "a", "fold": 0},
     ],
     ids=str,
 )

@@ -27,6 +27,9 @@ from gingham.errors import DataError
 #: What an episode tells apart.
 EPISODE_LABELS = LabelSpace(names=("background", "object"), palette=((0, 0, 0), (213, 30, 30)))
 
+#: Which pixel is the nearest when labels are resized: by torch's "nearest", or by its "nearest-exact" and Pillow.
+LabelResize = Literal["nearest", "nearest-exact"]
+
 #: What pixels 255 count as, the border of objects in VOC.
 Border = Literal["ignore", "background", "object"]
 
@@ -167,13 +170,20 @@ class _Defaults(NamedTuple):
     size: tuple[int, int] | Literal["original"]
     border: Border
     small_objects: bool
+    label_resize: LabelResize
     rule: str
 
 
 _PROTOCOLS = {
-    "oslsm": _Defaults(1000, 1, 1385, "original", "background", False, "every item in turn, in a shuffled order"),
-    "panet": _Defaults(1000, 5, 1234, (417, 417), "ignore", True, "a random class, then random images of it"),
-    "hsnet": _Defaults(1000, 1, 0, (400, 400), "ignore", True, "every item in turn as query, random supports"),
+    "oslsm": _Defaults(
+        1000, 1, 1385, "original", "background", False, "nearest-exact", "every item in turn, in a shuffled order"
+    ),
+    "panet": _Defaults(
+        1000, 5, 1234, (417, 417), "ignore", True, "nearest-exact", "a random class, then random images of it"
+    ),
+    "hsnet": _Defaults(
+        1000, 1, 0, (400, 400), "ignore", True, "nearest", "every item in turn as query, random supports"
+    ),
 }
 
 
@@ -186,6 +196,7 @@ class Protocol:
     | episodes | 1000 | 1000 in each of 5 runs | 1000 |
     | seed | 1385 | 1234 + run | 0 |
     | size | original | 417x417 | 400x400 |
+    | labels resized by | - | Pillow's "nearest" | torch's "nearest" |
     | pixels 255 of the query | background | ignored | ignored |
     | small objects | left out | kept | kept |
 
@@ -266,6 +277,11 @@ objects kept; scored at 417x417, pixels 255 ignored
         return border
 
     @property
+    def label_resize(self) -> LabelResize:
+        """How labels are resized: as the code of the protocol does."""
+        return _PROTOCOLS[self.name].label_resize
+
+    @property
     def keeps_small_objects(self) -> bool:
         """Whether small objects are items."""
         return bool(self._value("small_objects"))
@@ -295,19 +311,22 @@ objects kept; scored at 417x417, pixels 255 ignored
             draws = [Draw(one.class_index, (one.query,), one.support[0], one.seed) for one in draws]
         return draws
 
-    def describe(self) -> str:
-        """Everything that a score depends on, in a line."""
+    def describe(self, *, items: str | None = None, changed: bool = False) -> str:
+        """Everything that a score depends on, in a line.
+
+        Args:
+            items: the list that the items are from, where they were not looked for in labels.
+            changed: whether something else, such as the list of images, is not as the protocol has it.
+        """
         seeds, episodes = self.seeds, self._value("episodes")
         runs = f"{len(seeds)} runs of {episodes} episodes" if len(seeds) > 1 else f"{episodes} episodes"
         which = f"seeds {seeds[0]}-{seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
         rule = _PROTOCOLS[self.name].rule
         if self.name == "oslsm":
             rule += " as support" if self.roles == "sgone_1shot" else " as query"
-        small = "kept" if self.keeps_small_objects else "left out"
-        return (
-            f"{self.name}{' (changed)' if self.changed else ''}, {self.shots}-shot: {runs}, {which}, {rule}, "
-            f"small objects {small}; {self.describe_scoring()}"
-        )
+        found = f"items of {items}" if items else f"small objects {'kept' if self.keeps_small_objects else 'left out'}"
+        name = f"{self.name} (changed)" if changed or self.changed else self.name
+        return f"{name}, {self.shots}-shot: {runs}, {which}, {rule}, {found}; {self.describe_scoring()}"
 
     def describe_scoring(self) -> str:
         """How episodes are scored, whichever they are."""
@@ -433,7 +452,8 @@ def read_episodes(path: str | Path) -> list[Episode]:
     """Read what `write_episodes` wrote.
 
     Raises:
-        DataError: no such file, no episodes, a line that is none, or numbers of supports that differ.
+        DataError: no such file, no episodes, a line that is none, a query that is among its supports, or numbers of
+            supports that differ.
 
     Example:
         >>> episode = Episode(None, 3, ("a", "b"), "c", "hsnet", 0)
@@ -459,6 +479,8 @@ def read_episodes(path: str | Path) -> list[Episode]:
         if not episode.support or (episodes and len(episode.support) != len(episodes[0].support)):
             wanted = f"{len(episodes[0].support)} supports as above" if episodes else "supports"
             raise DataError(f"{path}:{number}: expected {wanted}, got {len(episode.support)}")
+        if episode.query in episode.support:
+            raise DataError(f"{path}:{number}: the query {episode.query!r} is one of its own supports")
         episodes.append(episode)
     if not episodes:
         raise DataError(f"{path}: no episodes in it")
@@ -513,6 +535,7 @@ class EpisodeDataset(Dataset[EpisodeItem]):
         seeds: of the runs, in their order.
         size: rows and columns that pictures and labels are resized to before, or None. Images are resized bilinearly
             (antialiased), labels to the nearest pixel.
+        label_resize: which pixel that is.
         first_support_size: resize the other supports of an episode to the size of the first, as SG-One's official
             scripts with five shots do.
 
@@ -535,10 +558,11 @@ class EpisodeDataset(Dataset[EpisodeItem]):
         transform: Transform | None = None,
         seeds: Sequence[int] = (),
         size: tuple[int, int] | None = None,
+        label_resize: LabelResize = "nearest-exact",
         first_support_size: bool = False,
     ) -> None:
         self.dataset, self.draws, self.border, self.transform = dataset, list(draws), border, transform
-        self.size, self.first_support_size = size, first_support_size
+        self.size, self.label_resize, self.first_support_size = size, label_resize, first_support_size
         self._runs = {seed: run for run, seed in enumerate(seeds)}
 
     @property
@@ -555,7 +579,9 @@ class EpisodeDataset(Dataset[EpisodeItem]):
     def read(self, index: int) -> dict[str, Any]:
         """The query before its transform, and what the first support shows, for pictures."""
         class_index, support, query, _ = self.draws[index]
-        asked, shown = (resize_item(self.dataset.read(image), self.size) for image in (query, support[0]))
+        asked, shown = (
+            resize_item(self.dataset.read(image), self.size, self.label_resize) for image in (query, support[0])
+        )
         mask = object_label(shown["label"], class_index, "ignore")
         return {"image": asked["image"], "views": {"support": (shown["image"], mask)}}
 
@@ -569,6 +595,7 @@ class EpisodeDataset(Dataset[EpisodeItem]):
             border=self.border,
             transform=self.transform,
             size=self.size,
+            label_resize=self.label_resize,
             first_support_size=self.first_support_size,
         )
         return {**item, "run": self._runs.get(seed, 0)}
@@ -636,12 +663,13 @@ def assemble(
     border: Border,
     transform: Transform | None,
     size: tuple[int, int] | None = None,
+    label_resize: LabelResize = "nearest-exact",
     first_support_size: bool = False,
 ) -> EpisodeItem:
     """Read an episode, see `EpisodeDataset` for the arguments."""
 
     def binary(index: int, of_border: Border) -> SegmentationItem:
-        item = resize_item(dataset.read(index), size)
+        item = resize_item(dataset.read(index), size, label_resize)
         return {**item, "label": object_label(item["label"], class_index, of_border)}
 
     def transformed(item: SegmentationItem) -> SegmentationItem:
@@ -650,7 +678,7 @@ def assemble(
     supports = [binary(index, border) for index in support]
     if first_support_size:
         rows, columns = supports[0]["label"].shape
-        supports = [resize_item(item, (rows, columns)) for item in supports]
+        supports = [resize_item(item, (rows, columns), label_resize) for item in supports]
     asked = transformed(binary(query, border))
     supports = [transformed(item) for item in supports]
     return {
@@ -664,17 +692,20 @@ def assemble(
     }
 
 
-def resize_item(item: SegmentationItem, size: tuple[int, int] | None) -> SegmentationItem:
+def resize_item(
+    item: SegmentationItem, size: tuple[int, int] | None, label_resize: LabelResize = "nearest-exact"
+) -> SegmentationItem:
     """Bring an item that was not normalised to a size: the image bilinearly, its label to the nearest pixel.
 
     Args:
         item: as a data set's `read` gives it.
         size: rows and columns; None: those it has.
+        label_resize: which pixel of the label is the nearest.
     """
     if size is None or item["label"].shape == size:
         return item
     image = F.interpolate(item["image"][None].float(), size=size, mode="bilinear", antialias=True)[0]
-    label = F.interpolate(item["label"][None, None].float(), size=size, mode="nearest-exact")[0, 0]
+    label = F.interpolate(item["label"][None, None].float(), size=size, mode=label_resize)[0, 0]
     return {**item, "image": image.round().to(torch.uint8), "label": label.long()}
 
 

@@ -46,6 +46,16 @@ _WORLDS: dict[str, tuple[Any, LabelSpace, dict[str, tuple[int, ...]]]] = {
     "wardrobe_categories": (CategoryScenes, CATEGORY_LABELS, CATEGORY_CLASSES),
 }
 
+_LISTS = ("trainaug", "val", "val")
+_TRAIN_LABELS, _EVALUATION_LABELS = "SegmentationClassAug", "SegmentationClass"
+#: What the code of each protocol reads: which lists of images, from which folders of labels.
+_READ_BY = {
+    "oslsm": (("val",), (_EVALUATION_LABELS,)),
+    "panet": (("val", "trainaug"), (_EVALUATION_LABELS, _TRAIN_LABELS)),
+    "hsnet": (("val",), (_EVALUATION_LABELS, _TRAIN_LABELS)),
+}
+_DRAWN = "of episodes that are drawn, not of those of a file"
+
 
 class EpisodeData(ResumableData):
     """Episodes of a data set by name: of its training classes to learn from, of its novel classes for the test.
@@ -62,7 +72,8 @@ class EpisodeData(ResumableData):
             labels, 0 the background.
         novel: which of your own classes are novel.
         protocol: how episodes of evaluation are drawn and scored.
-        episodes: a file of episodes (`gingham.data.episodes.write_episodes`) that the test split consists of.
+        episodes: a file of episodes (`gingham.data.episodes.write_episodes`) that the test split consists of; size,
+            border and the validation split remain the protocol's.
         items: a published list of the test's items (`gingham.data.episodes.read_items`), in place of searching the
             labels.
         validation_episodes: of the validation split.
@@ -76,7 +87,7 @@ class EpisodeData(ResumableData):
         lists: of images in train, val and test, in ``ImageSets/Segmentation``. Images of the other two are left out of
             training.
         train_labels: folder of the training labels.
-        evaluation_labels: folder of the labels of val and test.
+        evaluation_labels: folder of the labels of val and test; the code of HSNet reads "SegmentationClassAug".
         legacy_bgr_train: exchange red and blue in training only, as the official code does by mistake.
         legacy_support_size: resize all supports of an episode to the size of the first, as the official scripts with
             five shots do.
@@ -108,9 +119,9 @@ class EpisodeData(ResumableData):
         train_border: Border = "ignore",
         train_size: tuple[int, int] | None = None,
         flip: float = 0.0,
-        lists: tuple[str, str, str] = ("trainaug", "val", "val"),
-        train_labels: str = "SegmentationClassAug",
-        evaluation_labels: str = "SegmentationClass",
+        lists: tuple[str, str, str] = _LISTS,
+        train_labels: str = _TRAIN_LABELS,
+        evaluation_labels: str = _EVALUATION_LABELS,
         legacy_bgr_train: bool = False,
         legacy_support_size: bool = False,
         batch_size: int = 1,
@@ -134,6 +145,17 @@ class EpisodeData(ResumableData):
             raise ValueError(f"images must be 'single_class' or 'any', got {images!r}")
         if train_border not in get_args(Border):
             raise ValueError(f"train_border must be one of {', '.join(get_args(Border))}, got {train_border!r}")
+        embedded, on_disk = name in _WORLDS, "of voc, not of the world"
+        for option, does_nothing, owner in (
+            ("root", embedded and root is not None, on_disk),
+            ("lists", embedded and tuple(lists) != _LISTS, on_disk),
+            ("train_labels", embedded and train_labels != _TRAIN_LABELS, on_disk),
+            ("evaluation_labels", embedded and evaluation_labels != _EVALUATION_LABELS, on_disk),
+            ("protocol.episodes", episodes is not None and protocol.episodes is not None, _DRAWN),
+            ("protocol.runs", episodes is not None and protocol.runs is not None, _DRAWN),
+        ):
+            if does_nothing:
+                raise ValueError(f"{option} is an option {owner}; leave it out")
         if episodes is not None and items is not None:
             raise ValueError("episodes and items do not go together: a list of episodes needs no items")
         self.name: EpisodeSource = name
@@ -240,7 +262,8 @@ class EpisodeData(ResumableData):
         classes = ", ".join(names) if len(names) <= 20 else f"{len(names)} classes, {names[0]} to {names[-1]}"
         kind = "novel" if split == "test" or self.name == "wardrobe_garments" else "training"
         where = f"fold {self.fold}, " if self.fold is not None else ""
-        how = self.protocol_of(split).describe()
+        listed = self.item_file if split == "test" else None
+        how = self.protocol_of(split).describe(items=listed, changed=self._changed(split))
         if split == "test" and self.episode_file is not None:
             episodes = self.episodes_of(split)
             drawn = " and ".join(sorted({episode.protocol for episode in episodes}))
@@ -248,9 +271,19 @@ class EpisodeData(ResumableData):
                 f"{len(episodes[0].support)}-shot: {len(episodes)} episodes of {self.episode_file}, drawn as {drawn}; "
             )
             how += self.protocol.describe_scoring()
-        elif split == "test" and self.item_file is not None:
-            how += f"; items of {self.item_file}"
+        if self.legacy_support_size:
+            how += ", supports at the size of the first"
+        if self.name not in _WORLDS:
+            how += f"; images of {self.lists[split]}, labels of {self.evaluation_labels}"
         return f"{where}{kind} classes {classes}; {how}"
+
+    def _changed(self, split: str) -> bool:
+        """Whether the images are not as the protocol of that name has them."""
+        name = self.protocol.name
+        items = split == "test" and self.item_file is not None and name != "hsnet"  # whose code has such lists
+        lists, folders = _READ_BY[name]
+        others = self.lists[split] not in lists or self.evaluation_labels not in folders
+        return items or self.legacy_support_size or (others and self.name not in _WORLDS)
 
     def _drawn(self, split: str) -> list[Draw]:
         if split not in self._draws:
@@ -273,6 +306,7 @@ class EpisodeData(ResumableData):
         source = self._source("test")
         places = {source.name_of(index): index for index in range(len(source))}
         draws = []
+        present: dict[int, set[int]] = {}
         for number, episode in enumerate(read_episodes(self.episode_file), 1):
             strangers = [name for name in (*episode.support, episode.query) if name not in places]
             if strangers:
@@ -283,6 +317,14 @@ class EpisodeData(ResumableData):
                     f"{self.episode_file}: episode {number} is of class {episode.class_index}, novel are {valid}"
                 )
             support = tuple(places[name] for name in episode.support)
+            for index in (*support, places[episode.query]):
+                if index not in present:
+                    present[index] = set(source.read_label(index).unique().tolist())
+                if episode.class_index not in present[index]:
+                    raise DataError(
+                        f"{self.episode_file}: episode {number} is of class {episode.class_index}, which is not in its "
+                        f"image {source.name_of(index)!r}"
+                    )
             draws.append(Draw(episode.class_index, support, places[episode.query], episode.seed))
         return draws
 
@@ -326,6 +368,7 @@ class EpisodeData(ResumableData):
             transform=self.evaluate,
             seeds=self.seeds_of(split),
             size=self.protocol.image_size,
+            label_resize=self.protocol.label_resize,
             first_support_size=self.legacy_support_size,
         )
 
