@@ -138,7 +138,7 @@ def coco_folder(root: Path, annotations: list[dict[str, Any]], **content: Any) -
     return root
 
 
-def note(box: Any, category: int = 7, **options: Any) -> dict[str, Any]:
+def note(box: Any, category: Any = 7, **options: Any) -> dict[str, Any]:
     return {"id": 5, "image_id": 9, "category_id": category, "bbox": box, "area": 60.0, "iscrowd": 0} | options
 
 
@@ -176,6 +176,8 @@ def test_coco_boxes_become_edges_and_crowds_are_for_evaluation_only(tmp_path: Pa
         (note([1, 2, -3, 4]), "lies outside of the picture of 40x30 pixels"),
         (note([50, 2, 3, 4]), "lies outside of the picture"),
         (note([1, 2, 3, 4], 8), "category_id 8, which no category has"),
+        (note([1, 2, 3, 4], [7]), r"category_id \[7\], expected a whole number"),
+        (note([1, 2, 3, 4], "7"), "category_id '7', expected a whole number"),
         (note([1, 2, 3, 4], area="much"), "area much, expected a number"),
     ],
 )
@@ -209,6 +211,24 @@ def test_a_coco_picture_that_is_missing_torn_or_of_another_size_is_listed(tmp_pa
             "two entries of categories have the same id",
         ),
         ('{"images": [], "categories": [], "annotations": [{"image_id": 3}]}', "an annotation is of no picture"),
+        ('{"images": [], "categories": [], "annotations": [{"image_id": [3]}]}', "an annotation is of no picture"),
+        (
+            '{"images": [{"id": "x", "file_name": "x.jpg", "width": 4, "height": 3}], "categories": [], '
+            '"annotations": []}',
+            "an entry of images has the id 'x', expected a whole number",
+        ),
+        (
+            '{"images": [{"id": 1, "file_name": 5, "width": 4, "height": 3}], "categories": [], "annotations": []}',
+            "an entry of images has the file_name 5, expected a text",
+        ),
+        (
+            '{"images": [], "categories": [{"id": "x", "name": "a"}], "annotations": []}',
+            "an entry of categories has the id 'x', expected a whole number",
+        ),
+        (
+            '{"images": [], "categories": [{"id": [1], "name": "a"}], "annotations": []}',
+            r"an entry of categories has the id \[1\], expected a whole number",
+        ),
     ],
 )
 def test_a_file_that_is_not_cocos_is_named(content: str, reason: str, tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ COCO_OBJECTS = (
 )
 
 _LISTS = {"images": ("id", "file_name", "width", "height"), "categories": ("id", "name")}
+_TEXTS = ("file_name", "name")
 
 
 class CocoDetection(DetectionDataset):
@@ -183,15 +184,18 @@ class CocoDetection(DetectionDataset):
         box = note.get("bbox")
         if not isinstance(box, list) or len(box) != 4 or not all(_is_number(x) for x in box):
             raise DataError(f"{where} has the bbox {box}, expected four numbers x, y, width, height")
-        if note.get("category_id") not in self._label_of:
-            raise DataError(f"{where} has the category_id {note.get('category_id')}, which no category has")
+        category = note.get("category_id")
+        if not _is_whole(category):
+            raise DataError(f"{where} has the category_id {category!r}, expected a whole number")
+        if category not in self._label_of:
+            raise DataError(f"{where} has the category_id {category}, which no category has")
         x, y, w, h = box
         if w < 0 or h < 0 or x >= width or y >= height or x + w < 0 or y + h < 0:
             raise DataError(f"{where} has the bbox {box}, which lies outside of the picture of {width}x{height} pixels")
         area = note.get("area", w * h)
         if not _is_number(area):
             raise DataError(f"{where} has the area {area}, expected a number")
-        return [self._label_of[note["category_id"]], x, y, w, h, area, bool(note.get("iscrowd", 0))]
+        return [self._label_of[category], x, y, w, h, area, bool(note.get("iscrowd", 0))]
 
     def _learnable(self, truth: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
         """Boxes [n, 4] and labels [n] of what a detector learns from."""
@@ -201,8 +205,9 @@ class CocoDetection(DetectionDataset):
         if self.whole_pixels:
             boxes[:, :2] = boxes[:, :2].floor()
             boxes[:, 2:] = (boxes[:, 2:] - 1).floor() + 1  # the last pixel of a box is one less than its edge
+        boxes = boxes.float()  # first: a sliver at the border may have a width in double precision only
         kept = (area > 0) & (ignored == 0) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        return boxes[kept].float(), label[kept].long()
+        return boxes[kept], label[kept].long()
 
 
 def write_coco_results(path: str | Path, detections: Tensor, category_ids: Sequence[int]) -> None:
@@ -234,6 +239,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _read_json(file: Path) -> Any:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -249,6 +258,10 @@ def _read_json(file: Path) -> Any:
             missing = [key for key in needed if not isinstance(entry, dict) or key not in entry]
             if missing:
                 raise DataError(f"{file}: an entry of {name} has no {', '.join(missing)}: {str(entry)[:80]}")
+            if not _is_whole(entry["id"]):
+                raise DataError(f"{file}: an entry of {name} has the id {entry['id']!r}, expected a whole number")
+            if text := next((key for key in _TEXTS if key in needed and not isinstance(entry[key], str)), None):
+                raise DataError(f"{file}: an entry of {name} has the {text} {entry[text]!r}, expected a text")
         if len({entry["id"] for entry in content[name]}) < len(content[name]):
             raise DataError(f"{file}: two entries of {name} have the same id")
     return content
@@ -258,7 +271,7 @@ def _by_image(content: Any, file: Path) -> dict[Any, list[dict[str, Any]]]:
     known = {entry["id"] for entry in content["images"]}
     notes: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for note in content["annotations"]:
-        if not isinstance(note, dict) or note.get("image_id") not in known:
-            raise DataError(f"{file}: an annotation is of no picture of the file: {str(note)[:80]}")
+        if not isinstance(note, dict) or not _is_whole(note.get("image_id")) or note["image_id"] not in known:
+            raise DataError(f"{file}: an annotation is of no picture of the file, by image_id: {str(note)[:80]}")
         notes[note["image_id"]].append(note)
     return notes
