@@ -88,9 +88,8 @@ class RoIPool(nn.Module):
     def _chunks(self, features: Tensor, boxes: Tensor, count: int) -> Iterator[tuple[slice, Tensor]]:
         for first in range(0, boxes.size(0), max(count, 1)):
             part = slice(first, min(first + count, boxes.size(0)))
-            # What backward keeps of all parts together has no bound.
-            pooled = pool(features, boxes[part], self.output_size, self.spatial_scale, may_keep_places=False)
-            yield part, pooled
+            # What backward keeps of all parts together has no bound. No name here keeps a part that has been yielded.
+            yield part, pool(features, boxes[part], self.output_size, self.spatial_scale, may_keep_places=False)
 
     def extra_repr(self) -> str:
         return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}"
