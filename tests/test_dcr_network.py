@@ -1,6 +1,7 @@
 """DCR's network: shapes, decoupling, detection in parts, and detectors of torchvision or anyone's."""
 
 import copy
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.ops import roi_pool
 
 import gingham
-from gingham.errors import CheckpointError
+from gingham.errors import CheckpointError, DataError
+from gingham.methods.dcr import detector as base_detectors
 from gingham.methods.dcr.detector import BaseOutput, DetectorError, FasterRCNNBase, MultiScaleRoIPool
 from gingham.methods.dcr.network import DCR, RefinedDetector, RefinementBranch
+from gingham.methods.dcr.objective import SamplingRule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -223,6 +227,40 @@ def test_top_is_the_share_of_boxes_that_is_refined() -> None:
     assert changed == {0.0: [0, 0], 0.5: [n // 2 for n in counts], 1.0: counts}
 
 
+@pytest.mark.parametrize("top", [0.5, 1.0])
+def test_the_order_of_boxes_does_not_matter_to_their_refinement(top: float) -> None:
+    model = untrained(top=top)
+    with torch.no_grad():
+        output = model.detector(batch()[0])
+        orders = [torch.randperm(len(boxes)) for boxes in output.boxes]
+        mixed = output._replace(
+            boxes=[boxes[order] for boxes, order in zip(output.boxes, orders, strict=True)],
+            scores=[scores[order] for scores, order in zip(output.scores, orders, strict=True)],
+        )
+        pairs = zip(model.fused_scores(mixed), model.fused_scores(output), orders, strict=True)
+        for found, expected, order in pairs:
+            assert not torch.equal(expected, expected[order])
+            torch.testing.assert_close(found, expected[order])
+
+
+@pytest.mark.parametrize("refine", [True, False])
+def test_an_image_without_proposals_has_no_detections(refine: bool) -> None:
+    model = untrained(refine=refine, base_options={**BASE, "rpn_score_thresh": 1.0})
+    with torch.no_grad():
+        for found in model(batch()[0]):
+            assert [list(x.shape) for x in found] == [[0, 4], [0], [0]]
+
+
+def test_a_picture_that_no_row_is_left_of_is_refused_and_the_narrowest_is_not() -> None:
+    model = untrained()  # with max_size 96
+    with torch.no_grad():
+        with pytest.raises(DataError, match=r"a picture of 600x6 pixels .* has no row left when .* is 96"):
+            model([torch.rand(3, 6, 600)])
+        with pytest.raises(DataError, match=r"a picture of 6x600 pixels .* has no column left"):
+            model([torch.rand(3, 600, 6)])
+        assert model([torch.rand(3, 7, 600)])[0].boxes.shape[1] == 4
+
+
 def test_without_refinement_the_detections_are_the_detectors_own() -> None:
     images, _ = batch()
     alone = untrained(refine=False)
@@ -311,6 +349,53 @@ def test_any_detector_that_gives_boxes_scores_and_features_can_be_refined() -> N
     assert found[0].boxes.max() == 28
 
 
+def drawn_boxes(steps: int, state: Tensor | None = None) -> tuple[list[list[float]], Tensor]:
+    """What the branch of a detector without random numbers learns from, and the state afterwards."""
+    torch.manual_seed(0)
+    branch = RefinementBranch(nn.Conv2d(4, 8, 3), 2, stride=2, channels=4, pool_size=5)
+    model = RefinedDetector(OneStage(), branch, sampling=SamplingRule(2, "random"))
+    model.sampling_state = state
+    drawn: list[list[float]] = []
+    branch.register_forward_pre_hook(lambda _, inputs: drawn.append(inputs[1][0][1].tolist()))
+    targets = [{"boxes": torch.tensor([[1.0, 1, 12, 9]]), "labels": torch.tensor([2])}]
+    before = torch.get_rng_state()
+    for _ in range(steps):
+        model.losses([torch.ones(3, 20, 28)], targets)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.sampling_state is not None
+    return drawn, model.sampling_state
+
+
+def test_steps_draw_other_boxes_though_the_detector_draws_none() -> None:
+    drawn, _ = drawn_boxes(12)
+    assert len({tuple(box) for box in drawn}) == 4
+    first, state = drawn_boxes(5)
+    assert first + drawn_boxes(7, state)[0] == drawn
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["small", "anyone's"])
+@pytest.mark.parametrize(
+    ("boxes", "labels", "reason"),
+    [
+        ([[1.0, 1, 1, 9]], [1], r"boxes of targets must be finite, with x2 above x1 .*, got \[1.0, 1.0, 1.0, 9.0\]"),
+        ([[1.0, 9, 5, 2]], [1], "boxes of targets must be finite"),
+        ([[1.0, 1, float("nan"), 9]], [1], "boxes of targets must be finite"),
+        ([[1.0, 1, 5, 9]], [9], "labels of targets must be 1 to 3, got 9"),
+        ([[1.0, 1, 5, 9]], [0], "labels of targets must be 1 to 3, got 0"),
+        ([[1.0, 1, 5, 9]], [1, 2], r"boxes \[g, 4\] and labels \[g\], got \[1, 4\] and \[2\]"),
+    ],
+)
+def test_targets_that_nothing_can_be_learned_from_are_named(
+    own: bool, boxes: list[Any], labels: list[int], reason: str
+) -> None:
+    if own:
+        model: RefinedDetector = network(refine=False)
+    else:
+        model = RefinedDetector(OneStage(), RefinementBranch(nn.Conv2d(4, 8, 3), 3, stride=2, channels=4, pool_size=5))
+    with pytest.raises(ValueError, match=reason):
+        model.train().losses([torch.rand(3, 64, 64)], [{"boxes": torch.tensor(boxes), "labels": torch.tensor(labels)}])
+
+
 # ------------------------------------------------------------------------------------------------ building
 
 
@@ -380,6 +465,45 @@ def test_weights_of_a_detector_with_other_classes_leave_its_last_layer(tmp_path:
     assert model.roi_heads.box_predictor.cls_score.out_features == 4
 
 
+def with_old_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As torchvision called layers before it put them into blocks."""
+    for block in ("inner_blocks", "layer_blocks"):
+        state = {
+            f"{name[: -len('.0.' + end)]}.{end}" if f".{block}." in name else name: value
+            for name, value in state.items()
+            for end in [name.rpartition(".")[2]]
+        }
+    return {name.replace("rpn.head.conv.0.0.", "rpn.head.conv."): value for name, value in state.items()}
+
+
+def test_weights_of_a_detector_may_have_the_old_names(tmp_path: Path) -> None:
+    name, options = "fasterrcnn_mobilenet_v3_large_320_fpn", {"fork": "3", "refine": False}
+    torch.manual_seed(1)
+    source = DCR(name, 3, frozen_norm=False, **options).detector.model  # type: ignore[arg-type]
+    old = with_old_names(source.state_dict())
+    assert {"backbone.fpn.inner_blocks.0.weight", "backbone.fpn.layer_blocks.1.bias", "rpn.head.conv.bias"} <= set(old)
+    source.load_state_dict(old)  # torchvision takes them
+    torch.save(old, tmp_path / "detector.pth")
+    model = DCR(name, 3, backbone_weights=str(tmp_path / "detector.pth"), frozen_norm=False, **options).detector.model  # type: ignore[arg-type]
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_a_file_of_torchvisions_without_epsilon_is_corrected_and_anyone_elses_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.device("meta"):
+        shapes = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4).state_dict()
+    file = tmp_path / "detector.pth"
+    torch.save({name: torch.tensor(0.5).expand(value.shape) for name, value in shapes.items()}, file)
+    for beginning, variance in (("258fb6c6", 0.5), (hashlib.sha256(file.read_bytes()).hexdigest()[:8], 0.5 - 1e-5)):
+        monkeypatch.setattr(base_detectors, "_WITHOUT_EPSILON", beginning)
+        state = DCR("fasterrcnn_resnet50_fpn", 3, refine=False, backbone_weights=str(file)).detector.model.state_dict()
+        assert state["backbone.body.layer1.0.bn1.running_var"][0].item() == pytest.approx(variance, abs=1e-7)
+        assert state["backbone.body.layer1.0.bn1.running_mean"][0] == 0.5
+    url = base_detectors.models.get_model_weights("fasterrcnn_resnet50_fpn")["DEFAULT"].url
+    assert "258fb6c6" in url
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -395,6 +519,13 @@ def test_weights_of_a_detector_with_other_classes_leave_its_last_layer(tmp_path:
         ({"overlap": -0.1}, "overlap must be 0 to 1"),
         ({"most": 0}, "most must be 1 or more"),
         ({"sampling": {"boxes": 0}}, "boxes must be 1 or more"),
+        ({"sampling": {"box": 8}}, "sampling has no option 'box': there are boxes, heuristic, confidence"),
+        ({"fusion": "refined", "top": 0.5}, "top must be 1 with fusion 'refined'"),
+        ({"fusion": "refined", "top": 0.0}, "top must be 1 with fusion 'refined'"),
+        (
+            {"max_mib": 1, "pool_size": 200},
+            "max_mib must be at least 5, got 1: one box of 32 channels .* pool_size 200",
+        ),
         ({"pool_size": 0}, "output_size must be a positive"),
     ],
     ids=str,

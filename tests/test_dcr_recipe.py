@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import inspect
 import io
 import json
 import math
@@ -9,6 +10,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import nn
 pytest.importorskip("lightning", reason="training needs the extra: pip install gingham[train]")
 import lightning
 import numpy as np
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from PIL import Image
 
 from gingham.cli import main
@@ -30,7 +33,7 @@ from gingham.data.detection import Detections
 from gingham.data.wardrobe import write_coco, write_voc_detection
 from gingham.errors import DataError
 from gingham.methods.dcr.data import DetectionData, FilledUp
-from gingham.methods.dcr.network import RefinementBranch
+from gingham.methods.dcr.network import DCR, RefinementBranch
 from gingham.methods.dcr.recipe import DCRRecipe
 from gingham.metrics import voc_average_precision
 
@@ -180,6 +183,11 @@ def test_the_command_writes_results_that_pycocotools_scores_alike(
     from pycocotools.cocoeval import COCOeval
 
     options = written("coco", tmp_path / "coco")
+    file = tmp_path / "coco" / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    for index, one in enumerate(content["annotations"]):
+        one["area"] = (100, 2000, 20000)[index % 3]  # the classes of size go by the area, which need not be the box's
+    file.write_text(json.dumps(content))
     words = [f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}", "--model.voc_points=eleven"]
     assert main(["validate", write(world(tmp_path / "run", **options), tmp_path), *words]) == 0
     printed = capsys.readouterr().out
@@ -190,10 +198,12 @@ def test_the_command_writes_results_that_pycocotools_scores_alike(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    assert [scores[f"val_{name}"] for name in ("ap", "ap50", "ap75")] == pytest.approx(evaluation.stats[:3].tolist())
+    names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    assert [scores[f"val_{name}"] for name in names] == pytest.approx(evaluation.stats[:6].tolist())
+    assert min(evaluation.stats[3:6]) >= 0 and max(evaluation.stats[3:6]) > 0
     assert scores["val_ap50"] > 0
-    names = ("image_id", "category_id", "bbox", "area", "iscrowd")
-    notes = [[note[name] for name in names] for note in truth.dataset["annotations"]]
+    keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
+    notes = [[note[key] for key in keys] for note in truth.dataset["annotations"]]
     found = json.loads((tmp_path / "run" / "validate_detections.json").read_text())
     voc = voc_average_precision(
         torch.tensor([[image, label, *box, area, crowd] for image, label, box, area, crowd in notes]),
@@ -281,6 +291,7 @@ def test_predict_draws_boxes_before_and_after_refinement(run: Path, tmp_path: Pa
         item = scenes.read(index)
         Image.fromarray(item["image"].permute(1, 2, 0).numpy()).save(tmp_path / "images" / f"{index}.png")
     (tmp_path / "images" / "torn.png").write_bytes(b"no image")
+    Image.new("RGB", (600, 4)).save(tmp_path / "images" / "00.png")  # nothing is left of it at 96 pixels
     config = world(run)
     config["model"]["init_args"]["shown"] = 0.0
     words = ["--ckpt_path=last", f"--images={tmp_path / 'images'}", f"--out={tmp_path / 'out'}", "--device=cpu"]
@@ -347,11 +358,37 @@ def test_options_outside_their_range_are_named(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"name": "moon"}, {"lengths": (1, -1, 1)}, {"batch_size": 0}, {"flip": 2.0}],
+    [
+        {"name": "moon"},
+        {"lengths": (1, -1, 1)},
+        {"lengths": (1, 1)},
+        {"splits": ("a", "b")},
+        {"batch_size": 0},
+        {"flip": 2.0},
+    ],
     ids=str,
 )
 def test_data_outside_its_range_is_named(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(options)).removesuffix('s')}"):
+    with pytest.raises(ValueError, match=f"{next(iter(options)).removesuffix('s')}.* must be"):
+        DetectionData(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"root": "x"},
+        {"also_train": ("x",)},
+        {"splits": ("train", "val", "val")},
+        {"class_names": ("a", "b")},
+        {"whole_pixels": True},
+        {"only_annotated": False},
+        {"whole_pixels": True, "name": "voc"},
+        {"only_annotated": False, "name": "voc"},
+    ],
+    ids=str,
+)
+def test_options_that_do_nothing_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(options))} is an option of .*; leave it out"):
         DetectionData(**options)
 
 
@@ -374,31 +411,92 @@ def test_packaged_configurations_fit_their_data(name: str) -> None:
     assert recipe.num_classes == len(DetectionData(**config["data"]["init_args"]).class_names)
 
 
+def test_processes_begin_with_equal_weights_where_pretrained_ones_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the file does not have is random, and made equal by the strategy before the file is read."""
+    torch.manual_seed(1)
+    body = DCRRecipe(NETWORK).network.detector.model.backbone.body.state_dict()
+    torch.save(body, tmp_path / "body.pth")
+
+    def sent(strategy: SingleDeviceStrategy, value: Any, src: int = 0) -> Any:
+        return torch.full_like(value, 0.25) if isinstance(value, torch.Tensor) else value
+
+    monkeypatch.setattr(SingleDeviceStrategy, "broadcast", sent)
+    recipe = DCRRecipe(NETWORK | {"backbone_weights": str(tmp_path / "body.pth")}, learning_rate=1e-30)
+    before = {name: value.clone() for name, value in recipe.network.state_dict().items()}
+    options = world(tmp_path)["trainer"] | {"max_epochs": -1, "max_steps": 1, "limit_val_batches": 0}
+    trainer = lightning.Trainer(**options, logger=False, enable_checkpointing=False, use_distributed_sampler=False)
+    trainer.fit(recipe, DetectionData(lengths=(2, 1, 0)))
+    after = dict(recipe.network.named_parameters())
+    new = [name for name in after if not name.startswith(("detector.model.backbone.body.", "branch.stages."))]
+    assert any(name.startswith("branch.classifier") for name in new)
+    assert any(name.startswith("detector.model.rpn") for name in new)
+    for name in new:
+        fresh = "box_predictor" in name  # detectors with other classes have a new one, which the first process sends
+        torch.testing.assert_close(after[name], torch.full_like(before[name], 0.25) if fresh else before[name])
+    for name, value in body.items():
+        if f"detector.model.backbone.body.{name}" in after:
+            torch.testing.assert_close(after[f"detector.model.backbone.body.{name}"], value)
+            assert not torch.equal(value, before[f"detector.model.backbone.body.{name}"]) or value.dim() == 1
+
+
 def status(name: str) -> float:
     """MiB of a line in the process's status."""
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(f"{name}:"))
     return int(line.split()[1]) / 1024
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="memory is measured on Linux")
-def test_a_thousand_boxes_are_pooled_in_bounded_memory() -> None:
-    """With 56x56 bins of 256 channels they take 3.0 GiB at once; the README promises 256 MiB beside the stages."""
-    stage = nn.Sequential(nn.Conv2d(256, 16, 1, stride=4), nn.ReLU())
-    branch = RefinementBranch(stage, 80, stride=4, channels=256).eval()
-    features = torch.rand(1, 256, 100, 168)
-    corner = torch.rand(1000, 2) * torch.tensor([500.0, 300])
-    boxes = torch.cat([corner, corner + 20 + 150 * torch.rand(1000, 2)], dim=1)
+measured = pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="memory is measured on Linux")
+#: The README's bound, in MiB, and the default of max_mib in bytes.
+BOUND, PART = 256, inspect.signature(DCR).parameters["max_mib"].default * 2**20
+
+
+def boxes_and_features(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """[count, 4] of all sizes, and what a picture of 672x400 pixels has after the first stage."""
+    corner = torch.rand(count, 2) * torch.tensor([500.0, 300])
+    return torch.cat([corner, corner + 20 + 150 * torch.rand(count, 2)], dim=1), torch.rand(1, 256, 100, 168)
+
+
+def peak(run: Callable[[], object]) -> float:
+    """MiB that the process has at most while something runs, beyond what it has before."""
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    run()
+    return status("VmHWM") - before
+
+
+@measured
+def test_the_branch_of_a_resnet_classifies_in_bounded_memory() -> None:
+    """The real stages at 56x56, frozen norms as by default: what they make of a part counts, too."""
+    with torch.device("meta"):
+        model = DCR("resnet101", 80)
+    branch = model.branch
+    assert branch is not None
+    branch.to_empty(device="cpu").eval()
+    for value in branch.state_dict().values():
+        value.zero_()
+    boxes, features = boxes_and_features(2 * (PART // (4 * 256 * 56 * 56)) + 1)  # three parts, the last of one box
     with torch.inference_mode():
-        branch.probabilities(features, [boxes[:40]], max_bytes=64 * 2**20)
-        before = status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-        branch.probabilities(features, [boxes], max_bytes=64 * 2**20)
-        assert status("VmHWM") - before < 256
+        branch.probabilities(features, [boxes[:1]], max_bytes=PART)
+        assert peak(lambda: branch.probabilities(features, [boxes], max_bytes=PART)) < BOUND
 
 
-def test_without_chunks_the_branch_would_not_be_bounded() -> None:
-    branch = RefinementBranch(nn.Identity(), 2, stride=4, channels=256)
-    parts = [
-        len(pooled) for _, pooled in branch.pool.chunks(torch.rand(1, 256, 8, 8), torch.zeros(50, 5), max_bytes=2**26)
-    ]
-    assert parts == [20, 20, 10]
+@measured
+def test_a_thousand_boxes_take_no_more_memory_than_a_part() -> None:
+    """With 56x56 bins of 256 channels they take 3.0 GiB at once."""
+    branch = RefinementBranch(nn.Conv2d(256, 16, 1, stride=4), 80, stride=4, channels=256).eval()
+    boxes, features = boxes_and_features(1000)
+    with torch.inference_mode():
+        branch.probabilities(features, [boxes[:40]], max_bytes=PART)
+        assert peak(lambda: branch.probabilities(features, [boxes], max_bytes=PART)) < 2 * PART / 2**20
+        assert peak(lambda: branch(features, [boxes[:100]])) > BOUND  # at once
+
+
+@measured
+def test_a_part_is_let_go_before_the_next_is_made() -> None:
+    """Two at a time would be twice what is asked for."""
+    branch = RefinementBranch(nn.Identity(), 2, stride=4, channels=256, pool_size=56)
+    boxes, features = boxes_and_features(120)
+    with torch.inference_mode():
+        assert peak(lambda: branch.probabilities(features, [boxes], max_bytes=96 * 2**20)) < 1.5 * 96

@@ -23,6 +23,7 @@ from gingham.methods.resumable_data import ResumableData
 
 DatasetName = Literal["wardrobe_lookalikes", "coco", "voc"]
 
+_SPLITS = ("train", "val", "test")
 _CLASS_NAMES = {"wardrobe_lookalikes": CLASS_NAMES, "coco": COCO_OBJECTS, "voc": VOC_OBJECTS}
 
 
@@ -48,7 +49,7 @@ class DetectionData(ResumableData):
         lengths: the world only: pictures in train, val and test.
 
     Raises:
-        ValueError: a number outside its range.
+        ValueError: a number outside its range, or an option that this data set does not have.
         DataError: when a split is opened: `root` is missing, or not what the reader expects.
     """
 
@@ -57,7 +58,7 @@ class DetectionData(ResumableData):
         name: DatasetName = "wardrobe_lookalikes",
         root: str | None = None,
         also_train: tuple[str, ...] = (),
-        splits: tuple[str, str, str] = ("train", "val", "test"),
+        splits: tuple[str, str, str] = _SPLITS,
         batch_size: int = 2,
         evaluation_batch_size: int = 1,
         flip: float = 0.5,
@@ -73,10 +74,24 @@ class DetectionData(ResumableData):
             raise ValueError(f"name must be one of {', '.join(get_args(DatasetName))}, got {name!r}")
         if min(lengths) < 0:
             raise ValueError(f"lengths must be 0 or more, got {min(lengths)}")
+        for option, names in (("splits", splits), ("lengths", lengths)):
+            if len(names) != 3:
+                raise ValueError(f"{option} must be three, for train, val and test, got {tuple(names)}")
+        embedded, on_disk = name == "wardrobe_lookalikes", f"the data sets on disk, not of {name}"
+        for option, does_nothing, owner in (
+            ("root", embedded and root is not None, on_disk),
+            ("also_train", embedded and len(also_train) > 0, on_disk),
+            ("splits", embedded and tuple(splits) != _SPLITS, on_disk),
+            ("class_names", embedded and class_names is not None, on_disk),
+            ("only_annotated", name != "coco" and not only_annotated, f"coco, not of {name}"),
+            ("whole_pixels", name != "coco" and whole_pixels, f"coco, not of {name}"),
+        ):
+            if does_nothing:
+                raise ValueError(f"{option} is an option of {owner}; leave it out")
         self.name: DatasetName = name
         self.root, self.also_train = root, tuple(also_train)
-        self._names = dict(zip(("train", "val", "test"), splits, strict=True))
-        self.lengths = dict(zip(("train", "val", "test"), lengths, strict=True))
+        self._names = dict(zip(_SPLITS, splits, strict=True))
+        self.lengths = dict(zip(_SPLITS, lengths, strict=True))
         self.only_annotated, self.whole_pixels = only_annotated, whole_pixels
         self.class_names = tuple(class_names or _CLASS_NAMES[name])
         self.augment = DetectionTransform(flip)

@@ -5,9 +5,11 @@ What DCR needs of a detector is `BaseOutput`; any module that gives one can take
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -23,7 +25,7 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops import boxes as box_ops
 from torchvision.ops.poolers import LevelMapper
 
-from gingham.errors import CheckpointError, GinghamError
+from gingham.errors import CheckpointError, DataError, GinghamError
 from gingham.nn.backbone import SmallNetwork
 from gingham.nn.checkpoint import load_state_dict, read_state_dict
 from gingham.ops import roi_pool
@@ -34,6 +36,15 @@ _FASTER_RCNN_OPTIONS = tuple(
     for name in inspect.signature(FasterRCNN).parameters
     if name.startswith(("min_", "max_", "image_", "box_", "rpn_", "bbox_"))
     and name not in ("rpn_anchor_generator", "rpn_head", "box_roi_pool", "box_head", "box_predictor")
+)
+
+# torchvision's weights of fasterrcnn_resnet50_fpn, which were trained with a batch norm that adds nothing to the
+# variance: the beginning of the file's SHA-256, as it stands in its name.
+_WITHOUT_EPSILON = "258fb6c6"
+# What torchvision called some layers before it put them into blocks; published files have these names.
+_OLD_NAMES = (
+    (re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)"), r"\1.0.\2"),
+    (re.compile(r"(rpn\.head\.conv)\.(weight|bias)"), r"\1.0.0.\2"),
 )
 
 
@@ -71,6 +82,7 @@ class FasterRCNNBase(nn.Module):
     Attributes:
         stride: pixels of the detector's image per pixel of those features.
         channels: of those features.
+        num_classes: C, without background.
 
     Raises:
         DetectorError: the body has no such child, or nothing comes after it.
@@ -87,6 +99,7 @@ class FasterRCNNBase(nn.Module):
             early, _ = self.eval()._run_body(torch.zeros(1, 3, 256, 256))
         self.train()
         self.stride, self.channels = round(256 / early.shape[-1]), early.shape[1]
+        self.num_classes = int(model.roi_heads.box_predictor.cls_score.out_features) - 1
 
     def later_stages(self) -> OrderedDict[str, nn.Module]:
         """The children of the body after the fork, which a refinement branch has copies of."""
@@ -107,8 +120,14 @@ class FasterRCNNBase(nn.Module):
         return early, taken
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> BaseOutput:
-        """`BaseOutput` of images [3, H, W] of float, 0 to 1, any sizes; see `Detector`."""
+        """`BaseOutput` of images [3, H, W] of float, 0 to 1, any sizes; see `Detector`.
+
+        Raises:
+            DataError: an image is so narrow that nothing is left of it at the size that the detector takes.
+        """
         model: Any = self.model
+        for image in images:
+            _require_pixels(image, model.transform.max_size)
         batch, moved = model.transform(images, targets)
         early, taken = self._run_body(batch.tensors)
         features = model.backbone.fpn(taken)
@@ -123,8 +142,9 @@ class FasterRCNNBase(nn.Module):
             losses = {**losses, "loss_classifier": classification, "loss_box_reg": location}
         scores = logits.detach().float().softmax(dim=1)
         decoded = heads.box_coder.decode(deltas.detach().float(), proposals)
-        # All classes have the same box, or the likeliest object has its own.
-        own = decoded[torch.arange(len(decoded)), scores[:, 1:].argmax(dim=1) + 1] if len(decoded) else decoded[:, 0]
+        # All classes have the same box, or the likeliest object has its own. Without proposals, decoded has two axes.
+        likeliest = scores[:, 1:].argmax(dim=1) + 1
+        own = decoded[torch.arange(len(decoded)), likeliest] if len(decoded) else decoded.new_zeros(0, 4)
         counts = [len(x) for x in proposals]
         clipped = zip(own.split(counts), batch.image_sizes, strict=True)
         return BaseOutput(
@@ -134,6 +154,16 @@ class FasterRCNNBase(nn.Module):
             sizes=batch.image_sizes,
             objects=[target["boxes"] for target in moved] if self.training else [],
             losses=losses if self.training else {},
+        )
+
+
+def _require_pixels(image: Tensor, max_size: int) -> None:
+    height, width = image.shape[-2:]
+    if int(min(height, width) * (max_size / max(height, width))) < 1:  # as torchvision rounds
+        lines = "row" if height < width else "column"
+        raise DataError(
+            f"a picture of {width}x{height} pixels (width x height) has no {lines} left when its longer side is "
+            f"{max_size}, the detector's max_size"
         )
 
 
@@ -309,16 +339,42 @@ def _load(model: FasterRCNN, name: str, weights: str) -> None:
     """Load weights of the backbone, or of the whole detector, into a model."""
     body: Any = model.backbone.body
     whole = name.startswith("fasterrcnn_")
-    state = read_state_dict(weights) if Path(weights).is_file() else _published(name, weights)
+    state = _from_file(name, Path(weights)) if Path(weights).is_file() else _published(name, weights)
     if not whole:
         state = {key: value for key, value in state.items() if key.partition(".")[0] in body}  # not the classifier
         load_state_dict(body, state, source=weights)
         return
     own = model.state_dict()
+    state = _renamed(state)
     for key in [key for key in state if key.startswith("roi_heads.box_predictor.")]:
         if key in own and state[key].shape != own[key].shape:  # other classes
             state[key] = own[key]
     load_state_dict(model, state, source=weights)
+
+
+def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    result = {}
+    for key, value in state.items():
+        for old, new in _OLD_NAMES:
+            if old.fullmatch(key):
+                key = old.sub(new, key)
+        result[key] = value
+    return result
+
+
+def _from_file(name: str, file: Path) -> dict[str, Tensor]:
+    state = read_state_dict(file)
+    if name == "fasterrcnn_resnet50_fpn":
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        if digest.startswith(_WITHOUT_EPSILON):
+            return _without_epsilon(state)
+    return state
+
+
+def _without_epsilon(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights for a batch norm that adds 1e-5 to the variance, of one that adds nothing."""
+    return {key: x - 1e-5 if key.endswith("running_var") else x for key, x in state.items()}
 
 
 def _published(name: str, weights: str) -> dict[str, Tensor]:
@@ -335,6 +391,4 @@ def _published(name: str, weights: str) -> dict[str, Tensor]:
         state: dict[str, Tensor] = published[weights].get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"weights {weights!r} of {name!r} cannot be downloaded: {error}") from error
-    if name == "fasterrcnn_resnet50_fpn":  # these were trained with a batch norm that adds nothing to the variance
-        state = {key: x - 1e-5 if key.endswith("running_var") else x for key, x in state.items()}
-    return state
+    return _without_epsilon(state) if _WITHOUT_EPSILON in published[weights].url else state

@@ -6,8 +6,10 @@ https://arxiv.org/abs/1810.04002 (V2), with the layers of the official code for 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import fields
 from typing import Any, Literal
 
 import torch
@@ -73,7 +75,7 @@ class RefinementBranch(nn.Module):
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         self.pool = RoIPool(pool_size, 1 / stride)
         self.stages = stages
-        self.decoupled = decoupled
+        self.channels, self.decoupled = channels, decoupled
         with torch.no_grad(), torch.random.fork_rng(devices=[]):  # whoever has a branch trains the detector alike
             training = stages.training
             width = stages.eval()(torch.zeros(1, channels, pool_size, pool_size)).shape[1]
@@ -98,9 +100,10 @@ class RefinementBranch(nn.Module):
         Raises:
             ValueError: `max_bytes` is less than one box takes.
         """
-        joined = self._pixels(features, boxes)
-        parts = self.pool.chunks(features, joined, max_bytes=max_bytes)
-        done = [self._classify(pooled).float().softmax(dim=1) for _, pooled in parts]
+        done = []
+        for _, pooled in self.pool.chunks(features, self._pixels(features, boxes), max_bytes=max_bytes):
+            done.append(self._classify(pooled).float().softmax(dim=1))
+            del pooled  # before the next part is made
         return torch.cat(done) if done else features.new_zeros((0, self.classifier.out_features), dtype=torch.float32)
 
     def _pixels(self, features: Tensor, boxes: Sequence[Tensor]) -> Tensor:
@@ -128,10 +131,16 @@ class RefinedDetector(nn.Module):
         threshold: scores have to be above it, 0 or more.
         overlap: IoU above which the lower score of a class is suppressed, 0 to 1.
         most: detections kept in an image, 1 or more; those that tie with the last are kept, too.
-        max_mib: most mebibytes of pooled features at a time when detecting.
+        max_mib: most mebibytes of pooled features at a time when detecting, at least what one box takes.
+
+    Attributes:
+        num_classes: C, without background, if the branch or the detector says so.
+        sampling_state: of the random numbers that samples are drawn with, uint8 on the CPU, to go on from; None
+            before the first.
 
     Raises:
-        ValueError: an argument outside its range.
+        ValueError: an argument outside its range, or a share below 1 with the refined scores alone: the boxes that
+            are left out have none.
 
     Source: the official code's tester; fusion is section 3 of the paper (V1).
     """
@@ -147,7 +156,7 @@ class RefinedDetector(nn.Module):
         threshold: float = 0.001,
         overlap: float = 0.5,
         most: int = 100,
-        max_mib: int = 64,
+        max_mib: int = 32,
     ) -> None:
         super().__init__()
         for name, value in (("top", top), ("overlap", overlap)):
@@ -155,36 +164,66 @@ class RefinedDetector(nn.Module):
                 raise ValueError(f"{name} must be 0 to 1, got {value}")
         if fusion not in ("product", "base", "refined"):
             raise ValueError(f"fusion must be 'product', 'base' or 'refined', got {fusion!r}")
+        if fusion == "refined" and top < 1:
+            raise ValueError(
+                f"top must be 1 with fusion 'refined', as boxes without refinement have no score, got {top}"
+            )
         for name, number, least in (("threshold", threshold, 0), ("most", most, 1), ("max_mib", max_mib, 1)):
             if number < least:
                 raise ValueError(f"{name} must be {least} or more, got {number}")
+        if branch is not None:
+            size = branch.pool.output_size
+            needed = 4 * branch.channels * size[0] * size[1] / 2**20
+            if max_mib < needed:
+                raise ValueError(
+                    f"max_mib must be at least {math.ceil(needed)}, got {max_mib}: one box of {branch.channels} "
+                    f"channels takes that at pool_size {size[0]}"
+                )
         self.detector: Any = detector
         self.branch = branch
         self.top, self.fusion, self.sampling = top, fusion, sampling or SamplingRule()
         self.threshold, self.overlap, self.most, self.max_mib = threshold, overlap, most, max_mib
+        known = getattr(detector, "num_classes", None)
+        self.num_classes: int | None = known if branch is None else branch.classifier.out_features - 1
+        self.sampling_state: Tensor | None = None
 
     def losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The losses of a batch, in training mode: those of the detector, and the branch's as ``loss_refinement``.
 
-        The branch's samples are drawn from torch's generator on the CPU, which is left as it was: the detector trains
-        to the same weights as without a branch.
+        The branch's samples are drawn from a generator of its own, seeded by torch's on the CPU, which is left as it
+        was: the detector trains to the same weights as without a branch.
 
         Args:
             images: [3, H, W] of float, 0 to 1, any sizes.
-            targets: of each image, "boxes" [g, 4] and "labels" [g], 1 to C.
+            targets: of each image, "boxes" [g, 4], each with an area, and "labels" [g], 1 to C.
+
+        Raises:
+            ValueError: targets that are not that.
         """
+        for target in targets:
+            _require_objects(target["boxes"], target["labels"], self.num_classes)
         output: BaseOutput = self.detector(images, targets)
         if self.branch is None:
             return dict(output.losses)
-        with torch.random.fork_rng(devices=[]):
-            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        generator = self._generator()
         drawn = []
         for boxes, scores, objects, target in zip(output.boxes, output.scores, output.objects, targets, strict=True):
             found = candidates(boxes, scores, objects, target["labels"], overlap=self.sampling.overlap)
             drawn.append(sample_boxes(found, self.sampling, generator))
+        self.sampling_state = generator.get_state()
         logits = self.branch(output.features, [samples.boxes for samples in drawn])
         loss = refinement_loss(logits, torch.cat([samples.labels for samples in drawn]))
         return {**output.losses, "loss_refinement": loss}
+
+    def _generator(self) -> torch.Generator:
+        """Of the branch's samples, where it was after the last step."""
+        generator = torch.Generator()
+        if self.sampling_state is not None:
+            generator.set_state(self.sampling_state)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                generator.manual_seed(int(torch.randint(2**62, ())))
+        return generator
 
     def forward(self, images: list[Tensor]) -> list[Detections]:
         """The detections in each image [3, H, W] of float, 0 to 1, in evaluation mode."""
@@ -214,6 +253,19 @@ class RefinedDetector(nn.Module):
             found = detections(boxes * scale, score, threshold=self.threshold, overlap=self.overlap, most=self.most)
             results.append(found)
         return results
+
+
+def _require_objects(boxes: Tensor, labels: Tensor, num_classes: int | None) -> None:
+    if boxes.dim() != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
+        raise ValueError(
+            f"targets must have boxes [g, 4] and labels [g], got {list(boxes.shape)} and {list(labels.shape)}"
+        )
+    if len(wrong := boxes[~(torch.isfinite(boxes).all(dim=1) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1))]):
+        raise ValueError(f"boxes of targets must be finite, with x2 above x1 and y2 above y1, got {wrong[0].tolist()}")
+    outside = labels[(labels < 1) | (labels > (labels if num_classes is None else num_classes))]
+    if len(outside):
+        most = "C" if num_classes is None else num_classes
+        raise ValueError(f"labels of targets must be 1 to {most}, got {outside[0].item()}")
 
 
 class DCR(
@@ -250,7 +302,7 @@ class DCR(
         base_options: of torchvision's FasterRCNN, such as ``min_size``; see `gingham.methods.dcr.detector.build_base`.
 
     Shape:
-        images [3, H, W], a list, any sizes -> a list of `gingham.methods.dcr.objective.Detections`.
+        images [3, H, W], a list, any sizes -> a list of `gingham.data.detection.Detections`.
 
     Raises:
         DetectorError: a base that does not exist or does not have an option.
@@ -278,7 +330,7 @@ class DCR(
         threshold: float = 0.001,
         overlap: float = 0.5,
         most: int = 100,
-        max_mib: int = 64,
+        max_mib: int = 32,
         frozen_norm: bool = True,
         freeze_stem: bool = True,
         box_pool: Literal["max", "align"] = "max",
@@ -289,6 +341,10 @@ class DCR(
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         if box_pool not in ("max", "align"):
             raise ValueError(f"box_pool must be 'max' or 'align', got {box_pool!r}")
+        sampling = dict(sampling or {})
+        rules = [field.name for field in fields(SamplingRule)]
+        if unknown := sorted(sampling.keys() - set(rules)):
+            raise ValueError(f"sampling has no option {unknown[0]!r}: there are {', '.join(rules)}")
         detector = build_base(
             base,
             num_classes,
@@ -315,7 +371,7 @@ class DCR(
             branch,
             top=top,
             fusion=fusion,
-            sampling=SamplingRule(**(sampling or {})),
+            sampling=SamplingRule(**sampling),
             threshold=threshold,
             overlap=overlap,
             most=most,

@@ -84,12 +84,33 @@ class DCRRecipe(NetworkRecipe):
         return [{"params": others}, {"params": biases, "weight_decay": 0.0}]
 
     def pretrained_parts(self, network: Any) -> list[nn.Module]:
-        return [network]
+        model = network.detector.model
+        whole = str(self.network_options.get("base", "")).startswith("fasterrcnn_")  # whose weights are of everything
+        stages = [] if network.branch is None else [network.branch.stages]
+        return [model if whole else model.backbone.body, *stages]
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        # A last layer that a detector's weights do not fit has been made anew in every process.
+        for value in self.network.detector.model.roi_heads.box_predictor.state_dict().values():
+            value.copy_(self.trainer.strategy.broadcast(value.cpu()))
 
     def rate_factor(self, step: int, total: int) -> float:
         if not self.milestones:
             return super().rate_factor(step, total)
         return float(0.1 ** sum(step >= share * total for share in self.milestones))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        state = self.network.sampling_state
+        if state is not None:  # one row for each process
+            rows: Any = self.all_gather(state.to(self.device))
+            checkpoint["sampling_states"] = rows.reshape(-1, len(state)).cpu()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        rows = checkpoint.get("sampling_states")
+        self.network.sampling_state = None if rows is None else rows[self.trainer.global_rank % len(rows)].clone()
 
     def setup(self, stage: str) -> None:
         names = getattr(self.trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
