@@ -152,7 +152,7 @@ def test_too_few_persons_for_a_batch_are_named() -> None:
         (tracklets, {"tracklets": 1}),
         (tracklets, {"occlusion": 2.0}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", None) or str(value),
 )
 def test_data_that_cannot_be_is_named(make: Any, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
