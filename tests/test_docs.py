@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("mkdocs")
-pytest.importorskip("mkdocstrings")
+pytest.importorskip("mkdocs", reason="the site needs the extra: pip install gingham[docs]")
+pytest.importorskip("mkdocstrings", reason="the site needs the extra: pip install gingham[docs]")
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from mkdocs.exceptions import Abort
