@@ -154,10 +154,7 @@ class MaskWriter:
     def write(self, name: str, image: Tensor) -> dict[str, float]:
         normalized = _normalized(self.normalize, image).to(self.device)
         logits = _run(lambda: self.segment(normalized)[0], image)
-        if logits.shape[0] != self.labels.num_classes:
-            raise CheckpointError(
-                f"the model has {logits.shape[0]} classes, its data set {self.labels.num_classes}: mend --config"
-            )
+        _require_classes(logits.shape[0], self.labels.num_classes)
         mask = logits.argmax(0).cpu()
         # The whole file name, so that a.png and a.jpg stay apart.
         pictures.save_mask(self.out / "masks" / f"{name}.png", mask, self.labels.palette)
@@ -181,10 +178,7 @@ class DetectionWriter:
     def __init__(self, recipe: Any, data: Any, out: Path) -> None:
         self.recipe, self.out = recipe, out
         self.names, self.palette = data.class_names, data.palette
-        if len(self.names) != recipe.num_classes:
-            raise CheckpointError(
-                f"the model has {recipe.num_classes} classes, its data set {len(self.names)}: mend --config"
-            )
+        _require_classes(recipe.num_classes, len(self.names))
 
     @staticmethod
     def read(file: Path) -> Tensor:
@@ -211,10 +205,7 @@ class ClassWriter:
     def __init__(self, recipe: ClassificationRecipe, data: Any, out: Path) -> None:
         self.recipe, self.out, self.transform = recipe, out, data.evaluate
         self.names, self.palette = data.class_names, data.palette
-        if len(self.names) != recipe.num_classes:
-            raise CheckpointError(
-                f"the model has {recipe.num_classes} classes, its data set {len(self.names)}: mend --config"
-            )
+        _require_classes(recipe.num_classes, len(self.names))
 
     @staticmethod
     def read(file: Path) -> Tensor:
@@ -311,6 +302,11 @@ def _seed_rule(options: AttentionOptions) -> Callable[[Tensor, Tensor, Tensor | 
         return partial(harmonic_labels, weight=require_weight(given.get("weight", 1.0)))
     except ValueError as error:
         raise ConfigError(f"--seed_options: {error}") from error
+
+
+def _require_classes(model: int, data: int) -> None:
+    if model != data:
+        raise CheckpointError(f"the model has {model} classes, its data set {data}: mend --config")
 
 
 def _run(predict: Any, image: Tensor) -> Any:

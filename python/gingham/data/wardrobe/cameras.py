@@ -116,3 +116,19 @@ def check_world(domain: str, **counts: int) -> None:
         least = 0 if name == "persons" else 2 if name in ("images", "tracklets") else 1
         if value < least or value > MOST_PERSONS:
             raise ValueError(f"{name} must be {least} to {MOST_PERSONS}, got {value}")
+
+
+def sightings(split: str, persons: int, each: int) -> list[tuple[int, int, int]]:
+    """What a split of a world holds: (person, camera, which of the person's from that camera).
+
+    Args:
+        split: "train" has all, "query" and "val_query" the first from each camera, the galleries the others.
+        persons: how many.
+        each: of every person from each camera, all splits together.
+
+    Example:
+        >>> sightings("gallery", 1, 3)
+        [(0, 0, 1), (0, 0, 2), (0, 1, 1), (0, 1, 2)]
+    """
+    which = range(each) if split == "train" else range(1) if split.endswith("query") else range(1, each)
+    return [(number, camera, one) for number in range(persons) for camera in (0, 1) for one in which]

@@ -17,6 +17,7 @@ from gingham.data.wardrobe.cameras import (
     check_world,
     identity_of,
     person_id,
+    sightings,
     world_split,
 )
 from gingham.data.wardrobe.dolls import HEIGHT, WIDTH, paint_doll
@@ -94,9 +95,8 @@ class PersonImages(PersonDataset):
         transform: PixelTransform | None = None,
     ) -> None:
         check_world(domain, persons=persons, images=images)
-        which = range(images) if split == "train" else range(1) if split.endswith("query") else range(1, images)
         home = world_split(split)
-        self._sights = [(number, camera, image) for number in range(persons) for camera in (0, 1) for image in which]
+        self._sights = sightings(split, persons, images)
         ids = [person_id(home, number) for number, _, _ in self._sights]
         super().__init__(
             split,

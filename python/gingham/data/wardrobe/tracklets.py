@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gingham.data.reid import PixelTransform, TrackletDataset
 from gingham.data.wardrobe.assets import load_wardrobe, split_number
-from gingham.data.wardrobe.cameras import CAMERAS, Domain, check_world, identity_of, person_id, world_split
+from gingham.data.wardrobe.cameras import CAMERAS, Domain, check_world, identity_of, person_id, sightings, world_split
 from gingham.data.wardrobe.dolls import HEIGHT, WIDTH, paint_doll
 from gingham.data.wardrobe.garments import random_background
 
@@ -121,9 +121,8 @@ class Tracklets(TrackletDataset):
         check_world(domain, persons=persons, tracklets=tracklets, frames=frames)
         if not 0 <= occlusion <= 1:
             raise ValueError(f"occlusion must be 0 to 1, got {occlusion}")
-        which = range(tracklets) if split == "train" else range(1) if split.endswith("query") else range(1, tracklets)
         home = world_split(split)
-        self._sights = [(number, camera, one) for number in range(persons) for camera in (0, 1) for one in which]
+        self._sights = sightings(split, persons, tracklets)
         ids = [person_id(home, number) for number, _, _ in self._sights]
         super().__init__(
             split,
