@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gingham.data.wardrobe.cameras import CAMERAS, identity_of
+from gingham.data.wardrobe.cameras import CAMERAS, identity_of, scenery
 from gingham.data.wardrobe.persons import PersonImages, make_person
 from gingham.data.wardrobe.tracklets import Tracklets, make_tracklet
 
@@ -39,6 +39,14 @@ def test_persons_of_splits_and_domains_are_different() -> None:
         identity_of(split, domain, i) for split in ("train", "val", "test") for domain in CAMERAS for i in range(9)
     ]
     assert len(set(found)) == len(found)
+
+
+def test_validation_and_test_stand_before_photographs_that_training_of_their_domain_has_not() -> None:
+    for domain in CAMERAS:
+        seen = {photograph.tobytes() for photograph in scenery("train", domain).photographs}
+        for split in ("val", "test"):
+            photographs = {photograph.tobytes() for photograph in scenery(split, domain).photographs}
+            assert len(photographs) == len(seen) == 2 and not photographs & seen, (split, domain)
 
 
 def test_cameras_see_the_same_person_differently() -> None:

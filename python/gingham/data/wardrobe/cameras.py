@@ -2,13 +2,13 @@
 
 Each domain has two cameras with gains, offsets, hues, noise, scales and a photograph behind of their own. Those of the
 source differ less from each other than those of the target do, so that what is learnt from the first does not suffice
-for the second.
+for the second. In validation and test, each looks at a photograph that no camera of its domain looks at in training.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, get_args
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from gingham.data.wardrobe.assets import Wardrobe, load_wardrobe, split_number
 from gingham.data.wardrobe.dolls import DollIdentity, draw_identity
+from gingham.data.wardrobe.garments import random_background
 
 #: Two networks of cameras.
 Domain = Literal["source", "target"]
@@ -25,6 +26,10 @@ Domain = Literal["source", "target"]
 MOST_PERSONS = 3000
 
 _IDENTITY = 7  # the number of this use of random numbers
+# What is behind a person is out of focus, in a light of its own. A small network without pretrained weights would else
+# know a picture by it, and find nobody before a photograph that it was not trained on.
+_LIGHT = (80, 175)  # of red, green and blue
+_CONTRAST = np.float32(0.3)
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,6 @@ class Camera:
         hue: degrees by which colours are turned about grey.
         noise: standard deviation, of 255.
         scale: least and largest height of a person, as shares of the picture's.
-        photograph: the number of the one in front of which persons walk, counted around those that a split has.
     """
 
     gain: tuple[float, float, float]
@@ -45,7 +49,6 @@ class Camera:
     hue: float
     noise: float
     scale: tuple[float, float]
-    photograph: int
 
     def take(self, picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:
         """The picture [..., 3], 0 to 255, as the camera stores it."""
@@ -53,11 +56,6 @@ class Camera:
         seen = picture @ _hue_rotation(self.hue) * gain + offset
         seen = seen + np.float32(self.noise) * rng.standard_normal(picture.shape, np.float32)
         return np.clip(np.rint(seen), 0, 255).astype(np.uint8)
-
-    def background_of(self, wardrobe: Wardrobe) -> Wardrobe:
-        """The wardrobe with no other photograph than the camera's."""
-        number = self.photograph % len(wardrobe.photographs)
-        return Wardrobe(wardrobe.garments, wardrobe.masks, wardrobe.photographs[number : number + 1])
 
     def side(self, rng: np.random.Generator, height: int) -> int:
         """The width of a person, half the height, on a picture of that height."""
@@ -67,12 +65,12 @@ class Camera:
 
 CAMERAS: dict[Domain, tuple[Camera, Camera]] = {
     "source": (
-        Camera((1.0, 1.0, 1.0), (0, 0, 0), hue=0, noise=4, scale=(0.88, 1.0), photograph=0),
-        Camera((0.8, 0.95, 1.05), (8, 0, -4), hue=15, noise=6, scale=(0.8, 0.94), photograph=1),
+        Camera((1.0, 1.0, 1.0), (0, 0, 0), hue=0, noise=4, scale=(0.88, 1.0)),
+        Camera((0.8, 0.95, 1.05), (8, 0, -4), hue=15, noise=6, scale=(0.8, 0.94)),
     ),
     "target": (
-        Camera((1.08, 0.95, 0.88), (-4, 0, 6), hue=30, noise=5, scale=(0.84, 0.98), photograph=2),
-        Camera((0.85, 0.93, 1.08), (6, 2, -4), hue=-15, noise=6, scale=(0.82, 0.96), photograph=3),
+        Camera((1.08, 0.95, 0.88), (-4, 0, 6), hue=30, noise=5, scale=(0.84, 0.98)),
+        Camera((0.85, 0.93, 1.08), (6, 2, -4), hue=-15, noise=6, scale=(0.82, 0.96)),
     ),
 }
 
@@ -88,6 +86,34 @@ def _hue_rotation(degrees: float) -> NDArray[np.float32]:
 def world_split(split: str) -> str:
     """The split of the wardrobe that a split of re-identification dresses from."""
     return {"train": "train", "val_query": "val", "val_gallery": "val"}.get(split, "test")
+
+
+def scenery(split: str, domain: Domain) -> Wardrobe:
+    """The wardrobe of a split with the photographs that the two cameras of a domain look at.
+
+    Two of the four that training and validation share are each domain's; in validation the domains change places. The
+    test has two of its own.
+    """
+    wardrobe = load_wardrobe(split)
+    second = split != "test" and (domain == "target") != (split == "val")
+    return replace(wardrobe, photographs=wardrobe.photographs[2:4] if second else wardrobe.photographs[:2])
+
+
+def backdrop(rng: np.random.Generator, wardrobe: Wardrobe, camera: int, height: int, width: int) -> NDArray[np.float32]:
+    """What is behind a person: [height, width, 3], 0 to 255.
+
+    Args:
+        rng: what decides.
+        wardrobe: of `scenery`.
+        camera: 0 or 1.
+        height: of the picture.
+        width: of the picture, at most its height.
+    """
+    alone = replace(wardrobe, photographs=wardrobe.photographs[camera : camera + 1])
+    left = (height - width) // 2
+    canvas = random_background(rng, alone, height)[:, left : left + width]
+    light = rng.uniform(*_LIGHT, 3).astype(np.float32)
+    return light + _CONTRAST * (canvas - canvas.mean((0, 1)))
 
 
 def person_id(split: str, number: int) -> int:

@@ -10,24 +10,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gingham.data.reid import PersonDataset, PixelTransform
-from gingham.data.wardrobe.assets import load_wardrobe, split_number
+from gingham.data.wardrobe.assets import split_number
 from gingham.data.wardrobe.cameras import (
     CAMERAS,
     Domain,
+    backdrop,
     check_world,
     identity_of,
     person_id,
+    scenery,
     sightings,
     world_split,
 )
 from gingham.data.wardrobe.dolls import HEIGHT, WIDTH, paint_doll
-from gingham.data.wardrobe.garments import random_background
 
 _PICTURE = 8  # the number of this use of random numbers
-# What is behind a person is out of focus, in a light of its own. A small network without pretrained weights would else
-# know a picture by it, and find nobody before a photograph that it was not trained on.
-_LIGHT = (80, 175)  # of red, green and blue
-_CONTRAST = np.float32(0.3)
 
 
 def make_person(split: str, domain: Domain, number: int, camera: int, image: int) -> NDArray[np.uint8]:
@@ -49,11 +46,8 @@ def make_person(split: str, domain: Domain, number: int, camera: int, image: int
     """
     domain_number = get_args(Domain).index(domain)
     rng = np.random.default_rng([split_number(split), number, _PICTURE, domain_number, camera, image])
-    wardrobe, seen_by = load_wardrobe(split), CAMERAS[domain][camera]
-    middle = (HEIGHT - WIDTH) // 2
-    canvas = random_background(rng, seen_by.background_of(wardrobe), HEIGHT)[:, middle : middle + WIDTH]
-    light = rng.uniform(*_LIGHT, 3).astype(np.float32)
-    canvas = light + _CONTRAST * (canvas - canvas.mean((0, 1)))
+    wardrobe, seen_by = scenery(split, domain), CAMERAS[domain][camera]
+    canvas = backdrop(rng, wardrobe, camera, HEIGHT, WIDTH)
     side = seen_by.side(rng, HEIGHT)
     top, left = rng.integers(HEIGHT - 2 * side + 1), rng.integers(WIDTH - side + 1)
     place = canvas[top : top + 2 * side, left : left + side]

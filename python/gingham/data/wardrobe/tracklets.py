@@ -15,8 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gingham.data.reid import PixelTransform, TrackletDataset
-from gingham.data.wardrobe.assets import load_wardrobe, split_number
-from gingham.data.wardrobe.cameras import CAMERAS, Domain, check_world, identity_of, person_id, sightings, world_split
+from gingham.data.wardrobe.assets import split_number
+from gingham.data.wardrobe.cameras import (
+    CAMERAS,
+    Domain,
+    backdrop,
+    check_world,
+    identity_of,
+    person_id,
+    scenery,
+    sightings,
+    world_split,
+)
 from gingham.data.wardrobe.dolls import HEIGHT, WIDTH, paint_doll
 from gingham.data.wardrobe.garments import random_background
 
@@ -60,9 +70,9 @@ def make_tracklet(
     """
     domain_number = get_args(Domain).index(domain)
     rng = np.random.default_rng([split_number(split), number, _TRACKLET, domain_number, camera, tracklet])
-    wardrobe, seen_by = load_wardrobe(split), CAMERAS[domain][camera]
+    wardrobe, seen_by = scenery(split, domain), CAMERAS[domain][camera]
     rows, columns = HEIGHT + 2 * _WANDER, WIDTH + 2 * _WANDER
-    canvas = random_background(rng, seen_by.background_of(wardrobe), rows)[:, :columns].copy()
+    canvas = backdrop(rng, wardrobe, camera, rows, columns)
     side = seen_by.side(rng, HEIGHT)
     top, left = (rows - 2 * side) // 2, (columns - side) // 2
     paint_doll(canvas[top : top + 2 * side, left : left + side], wardrobe, identity_of(split, domain, number), rng)
