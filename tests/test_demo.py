@@ -129,6 +129,25 @@ def test_all_demos_go_on_after_an_interruption_and_end_in_one_table(
         assert (tmp_path / name / "results.md").is_file()
 
 
+def test_all_demos_train_what_their_table_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = {}
+
+    def scores(method: str, runs: dict[Run, Any], *_: Any) -> dict[Run, dict[str, float]]:
+        trained[method] = list(dict.fromkeys(run.arm for run in runs))
+        found = {score.title: 50.0 for score in DEMOS[method].scores}
+        return {run: {**found, "seconds": 1.0} for run in runs}
+
+    monkeypatch.setattr(demo, "_train_all", scores)
+    monkeypatch.setattr(demo, "_course", lambda *_: [])
+    monkeypatch.setattr(demo, "_pictures", lambda *_: None)
+    assert main(["demo", "--all", "--seeds", "2", "--out", str(tmp_path)]) == 0
+    assert list(trained) == list(DEMOS) == list(results(tmp_path)["demos"])
+    assert trained["schp"] == ["base", "both", "clean labels"] and trained["sgone_categories"] == ["masked pooling"]
+    for method, arms in trained.items():
+        first = DEMOS[method].comparisons[0]
+        assert set(arms) == {first.arm, first.baseline, *DEMOS[method].bounds}, method
+
+
 @pytest.mark.parametrize("method", DEMOS)
 @pytest.mark.parametrize("kind", ["full", "quick", "smoke"])
 def test_arms_differ_from_the_packaged_configuration_in_what_they_say_only(method: str, kind: str) -> None:

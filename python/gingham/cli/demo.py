@@ -55,13 +55,15 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("method", nargs="?", help=f"which method: {', '.join(DEMOS)} (default ccnet)")
     parser.add_argument(
-        "--all", action="store_true", help="every method, each in a folder of --out, and one table of what they gain"
+        "--all",
+        action="store_true",
+        help="every method against its main baseline and upper bounds, each in a folder of --out, and one table",
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--quick", action="store_true", help="fewer arms or epochs: minutes")
     length.add_argument("--smoke", action="store_true", help="only that it runs: seconds")
     parser.add_argument("--seeds", type=int, default=1, help="train every arm with seeds 0 to SEEDS-1 (default 1)")
-    parser.add_argument("--arms", nargs="+", metavar="ARM", help="which arms to train (default: all)")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="which arms of a method to train (default: all)")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one per core)")
     parser.add_argument(
         "--out",
@@ -97,7 +99,8 @@ def _run(
         raise DemoError(f"no demo of {method!r}: there are {', '.join(DEMOS)}")
     demo = DEMOS[method]
     chosen = demo.smoke if options.smoke else demo.quick if options.quick else Length()
-    arms = _arms(demo, options.arms or chosen.arms or tuple(demo.arms))
+    every = demo.headline_arms if options.all else tuple(demo.arms)
+    arms = _arms(demo, options.arms or chosen.arms or every)
     try:
         for folder in (options.out, out):
             folder.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,7 @@ class Demo:
         config: the packaged configuration that every arm begins with.
         arms: by name, the options that differ, by their paths in the configuration.
         scores: what is measured; the first is what arms are compared by where a comparison names none.
-        comparisons: which arm is to beat which.
+        comparisons: which arm is to beat which; the first is the one that the table of all demos has.
         bounds: arms that see more than the method may, and show what could be had at best.
         course: a metric whose values during training are reported, or None.
         unit: what the lengths of the data set count.
@@ -116,6 +116,12 @@ class Demo:
     bounds: tuple[str, ...] = ()
     course: str | None = None
     unit: str = "pictures"
+
+    @property
+    def headline_arms(self) -> tuple[str, ...]:
+        """The arms of the first comparison, and the upper bounds, in the order of all arms."""
+        first = self.comparisons[0]
+        return tuple(arm for arm in self.arms if arm in (first.arm, first.baseline, *self.bounds))
 
     def score_of(self, comparison: Comparison) -> Score:
         """The score that a comparison is about."""
