@@ -90,6 +90,9 @@ std::vector<std::string> available_isas() {
   return names;
 }
 
+// What avx512_bf16 and amx add is for bfloat16 alone, and their copies of the kernels know no other type.
+static Isa isa_for(DType dtype) { return isa() > Isa::avx512 && dtype != DType::bfloat16 ? Isa::avx512 : isa(); }
+
 // cpu::workspace_size and cpu::run of a call: those of the instruction set in use.
 #define GINGHAM_DECLARE(set, Call)                                  \
   namespace set {                                                   \
@@ -102,12 +105,12 @@ std::vector<std::string> available_isas() {
   GINGHAM_FOR_EACH_ISA(GINGHAM_DECLARE, Call)                                                                    \
   size_t workspace_size(const Call& call, int threads) {                                                         \
     static constexpr size_t (*kEach[])(const Call&, int) = {GINGHAM_FOR_EACH_ISA(GINGHAM_WORKSPACE_SIZE, Call)}; \
-    return kEach[int(isa())](call, threads);                                                                     \
+    return kEach[int(isa_for(call.dtype))](call, threads);                                                       \
   }                                                                                                              \
   void run(const Call& call, int threads, void* workspace, ParallelFor parallel_for) {                           \
     static constexpr void (*kEach[])(const Call&, int, void*,                                                    \
                                      ParallelFor) = {GINGHAM_FOR_EACH_ISA(GINGHAM_RUN, Call)};                   \
-    kEach[int(isa())](call, threads, workspace, parallel_for);                                                   \
+    kEach[int(isa_for(call.dtype))](call, threads, workspace, parallel_for);                                     \
   }
 
 GINGHAM_DISPATCH(CosineSimilarityMapForward)

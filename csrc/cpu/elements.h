@@ -8,7 +8,10 @@ namespace {
 
 // Calls function(E{}) for the storage type E of dtype and returns what it returns.
 template <class Function>
-inline auto with_element(gingham::DType dtype, const Function& function) {
+inline auto with_element([[maybe_unused]] gingham::DType dtype, const Function& function) {
+#if defined(__AVX512BF16__)
+  return function(BFloat16{});  // dispatch.cpp leaves the other types to avx512
+#else
   switch (dtype) {
     case gingham::DType::float64:
       return function(double{});
@@ -19,6 +22,7 @@ inline auto with_element(gingham::DType dtype, const Function& function) {
     default:
       return function(float{});
   }
+#endif
 }
 
 }  // namespace
