@@ -1,8 +1,13 @@
 """What all tests share: repeatable property tests, and CUDA tests that skip themselves where there is no device."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # read when torch is loaded
+    # Test processes share the cores: threads that spin while they wait would take them from each other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 try:
     import hypothesis
