@@ -21,7 +21,7 @@ from gingham import info, reference
 from gingham.array import k_reciprocal_rerank as array_rerank
 from gingham.bench.k_reciprocal_rerank import numpy_form
 from gingham.ops import k_reciprocal_rerank
-from oracles.conditions import run_python, threads
+from oracles.conditions import kernels_of, run_python, threads
 from oracles.k_reciprocal import rerank
 
 Features = tuple[Tensor, Tensor]
@@ -366,7 +366,7 @@ INSTRUCTION_SETS = info()["instruction sets available"].split(", ")
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
 def test_every_instruction_set_agrees(name: str, tmp_path: Path) -> None:
     cases = []
-    for dtype in DTYPES:
+    for dtype in kernels_of(name, DTYPES):
         query, gallery = clustered(90, 700, 300, dtype=torch.float64)
         cases.append((query.to(dtype), gallery.to(dtype)))
     torch.save(cases, tmp_path / "cases.pt")

@@ -22,7 +22,7 @@ from gingham import info, reference
 from gingham.array import masked_similarity as array_similarity
 from gingham.nn import MaskedSimilarity
 from gingham.ops import cosine_similarity_map, masked_average_pool, masked_similarity
-from oracles.conditions import run_python, threads
+from oracles.conditions import kernels_of, run_python, threads
 from oracles.layouts import LAYOUTS, channels_last, contiguous, every_other_column, sliced
 from oracles.masked_supports import Quantity, similarity_and_gradients
 
@@ -666,7 +666,7 @@ def test_every_instruction_set_agrees_with_the_written_out_form(name: str, tmp_p
     cases = [
         (layout(query), of_shots(layout)(support), mask, grad, resize)
         for shapes in (((9, 33), (17, 5), (40, 70)), ((5, 2), (2, 3), (2, 9)))
-        for dtype in DTYPES
+        for dtype in kernels_of(name, DTYPES)
         for mask_dtype in (torch.bool, torch.float32)
         for layout in (contiguous, channels_last, sliced)
         for resize in RESIZES

@@ -22,7 +22,7 @@ from gingham import info, reference
 from gingham.array import roi_pool as array_roi_pool
 from gingham.nn import RoIPool
 from gingham.ops import roi_pool
-from oracles.conditions import run_python, threads
+from oracles.conditions import kernels_of, run_python, threads
 from oracles.layouts import LAYOUTS, channels_last, contiguous, sliced
 from oracles.roi_maxima import LOWEST, roi_maxima, scattered
 
@@ -424,7 +424,7 @@ def test_every_instruction_set_gives_the_same_bits(name: str, tmp_path: Path) ->
     if name not in info()["instruction sets available"].split(", "):
         pytest.skip("this machine does not have it")
     cases = []
-    for dtype in DTYPES:
+    for dtype in kernels_of(name, DTYPES):
         for shape in ((2, 5, 20, 130), (1, 37, 9, 7), (1, 3, 3, 20)):
             for size in ((3, 3), (2, 40)):
                 for layout in (contiguous, channels_last):

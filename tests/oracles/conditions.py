@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -32,3 +32,9 @@ def run_python(script: str, *arguments: str, **environment: str) -> subprocess.C
         timeout=300,
         check=False,
     )
+
+
+def kernels_of(instruction_set: str, dtypes: Sequence[torch.dtype]) -> list[torch.dtype]:
+    """Those of the types that the instruction set has kernels of its own for; the others are left to avx512."""
+    of_bfloat16 = instruction_set in ("avx512_bf16", "amx")
+    return [dtype for dtype in dtypes if not of_bfloat16 or dtype == torch.bfloat16]
