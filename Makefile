@@ -8,9 +8,11 @@ OPERATORS := $(filter-out core,$(basename $(notdir $(wildcard csrc/include/gingh
 OPERATOR_TESTS := $(OPERATORS:%=tests/test_%.py) tests/test_array.py
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo docs test fuzz wheel lint install sanitize clean
+.PHONY: build demo docs test fuzz wheel lint install sanitize clean
 
 install: $(STAMP)
+
+build: $(BUILT)
 
 # One build serves the environment here and the wheel: isolated builds share nothing with each other.
 $(BUILT): $(SOURCES) $(shell find python -type f -not -path '*/__pycache__/*')
