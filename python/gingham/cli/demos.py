@@ -301,7 +301,9 @@ DEMOS = {
             {
                 "trainer.max_epochs": 14,
                 "trainer.check_val_every_n_epoch": 2,
+                "data.init_args.images": 4,
                 "data.init_args.steps_per_epoch": 1,
+                _RECIPE + "network.target_classes": 20,
                 _CALLBACK + "epochs": 1,
                 _CALLBACK + "decay_epoch": 1,
             },
