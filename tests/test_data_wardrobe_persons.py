@@ -88,6 +88,16 @@ def test_something_is_in_front_of_the_person_in_most_frames() -> None:
             assert first == last or not np.array_equal(frame[first:last], free[first:last])
 
 
+def test_what_hides_and_what_is_behind_is_next_to_grey_and_of_any_brightness() -> None:
+    made = [make_tracklet(split, "source", n, 0, 0, frames=12) for split in ("train", "val", "test") for n in range(6)]
+    hiding = [frame[top:end] for x in made for frame, (top, end) in zip(x.frames, x.hidden, strict=True) if end > top]
+    behind = [frame[:, :2] for x in made for frame, (top, end) in zip(x.frames, x.hidden, strict=True) if end == top]
+    for patches in (hiding, behind):
+        colours = np.stack([patch.mean((0, 1)) for patch in patches])
+        assert np.ptp(colours, axis=1).mean() < 24 and np.ptp(colours.mean(1)) > 70
+        assert np.mean([patch.std((0, 1)) for patch in patches]) < 20
+
+
 def test_hidden_pixels_come_with_the_items() -> None:
     tracklets = Tracklets("query", 2, frames=6, cache=True)
     item = tracklets[1]

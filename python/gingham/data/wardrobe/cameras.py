@@ -8,6 +8,7 @@ for the second. In validation and test, each looks at a photograph that no camer
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, get_args
@@ -29,6 +30,7 @@ _IDENTITY = 7  # the number of this use of random numbers
 # What is behind a person is out of focus, in a light of its own. A small network without pretrained weights would else
 # know a picture by it, and find nobody before a photograph that it was not trained on.
 _LIGHT = (80, 175)  # of red, green and blue
+_GREY, _TINGE = (70, 190), 12  # of all three, and by how much each may differ from that
 _CONTRAST = np.float32(0.3)
 
 
@@ -99,7 +101,31 @@ def scenery(split: str, domain: Domain) -> Wardrobe:
     return replace(wardrobe, photographs=wardrobe.photographs[2:4] if second else wardrobe.photographs[:2])
 
 
-def backdrop(rng: np.random.Generator, wardrobe: Wardrobe, camera: int, height: int, width: int) -> NDArray[np.float32]:
+def coloured_light(rng: np.random.Generator) -> NDArray[np.float32]:
+    """A light of any colour, [3] of 255."""
+    return rng.uniform(*_LIGHT, 3).astype(np.float32)
+
+
+def grey_light(rng: np.random.Generator) -> NDArray[np.float32]:
+    """A light of any brightness and next to no colour, [3] of 255."""
+    return (rng.uniform(*_GREY) + rng.uniform(-_TINGE, _TINGE, 3)).astype(np.float32)
+
+
+def out_of_focus(picture: NDArray[np.float32], light: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What is left of a picture [H, W, 3] where the lens is not set to its distance, in the light [3]."""
+    blurred: NDArray[np.float32] = light + _CONTRAST * (picture - picture.mean((0, 1)))
+    return blurred
+
+
+def backdrop(
+    rng: np.random.Generator,
+    wardrobe: Wardrobe,
+    camera: int,
+    height: int,
+    width: int,
+    *,
+    light: Callable[[np.random.Generator], NDArray[np.float32]] = coloured_light,
+) -> NDArray[np.float32]:
     """What is behind a person: [height, width, 3], 0 to 255.
 
     Args:
@@ -108,12 +134,12 @@ def backdrop(rng: np.random.Generator, wardrobe: Wardrobe, camera: int, height: 
         camera: 0 or 1.
         height: of the picture.
         width: of the picture, at most its height.
+        light: draws the light, `coloured_light` or `grey_light`.
     """
     alone = replace(wardrobe, photographs=wardrobe.photographs[camera : camera + 1])
     left = (height - width) // 2
     canvas = random_background(rng, alone, height)[:, left : left + width]
-    light = rng.uniform(*_LIGHT, 3).astype(np.float32)
-    return light + _CONTRAST * (canvas - canvas.mean((0, 1)))
+    return out_of_focus(canvas, light(rng))
 
 
 def person_id(split: str, number: int) -> int:

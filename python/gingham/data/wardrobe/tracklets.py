@@ -1,7 +1,8 @@
 """Tracklets of persons whom something hides in most frames: the task of attention over space and time.
 
 A person walks in front of a camera; from frame to frame the crop wanders, and an obstacle of the height of a third to
-three fifths of the picture hides the person in most frames, at another height in each.
+three fifths of the picture hides the person in most frames, at another height in each. What is behind and what hides,
+too near for the lens, are both out of focus and next to grey, so that they can be told from clothes in any photograph.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from gingham.data.wardrobe.cameras import (
     Domain,
     backdrop,
     check_world,
+    grey_light,
     identity_of,
+    out_of_focus,
     person_id,
     scenery,
     sightings,
@@ -72,7 +75,7 @@ def make_tracklet(
     rng = np.random.default_rng([split_number(split), number, _TRACKLET, domain_number, camera, tracklet])
     wardrobe, seen_by = scenery(split, domain), CAMERAS[domain][camera]
     rows, columns = HEIGHT + 2 * _WANDER, WIDTH + 2 * _WANDER
-    canvas = backdrop(rng, wardrobe, camera, rows, columns)
+    canvas = backdrop(rng, wardrobe, camera, rows, columns, light=grey_light)
     side = seen_by.side(rng, HEIGHT)
     top, left = (rows - 2 * side) // 2, (columns - side) // 2
     paint_doll(canvas[top : top + 2 * side, left : left + side], wardrobe, identity_of(split, domain, number), rng)
@@ -80,7 +83,7 @@ def make_tracklet(
     for frame in range(frames):
         down, right = rng.integers(2 * _WANDER + 1, size=2)
         picture = canvas[down : down + HEIGHT, right : right + WIDTH].copy()
-        obstacle = random_background(rng, wardrobe, HEIGHT)[:, :WIDTH]
+        obstacle = out_of_focus(random_background(rng, wardrobe, HEIGHT)[:, :WIDTH], grey_light(rng))
         height = round(rng.uniform(*_HIDDEN) * HEIGHT)
         first = int(rng.integers(HEIGHT - height + 1))
         if rng.random() < occlusion:
