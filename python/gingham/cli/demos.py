@@ -216,7 +216,7 @@ DEMOS = {
         config="dap_world",
         arms={
             "full": {_CALLBACK + "budget": 1.0},  # to the bit what is trained without the callback
-            "shorter": {_CALLBACK + "budget": 1.0, "trainer.max_epochs": 24},  # three quarters
+            "shorter": {_CALLBACK + "budget": 1.0, "trainer.max_epochs": 9},  # three quarters
             "random drop": {_CALLBACK + "drop": "random"},
             "hardest drop": {_CALLBACK + "drop": "hardest"},
             "DaP": {},
