@@ -42,6 +42,7 @@ PACKAGES = {
     "data": "Data sets",
     "metrics": "Metrics",
     "methods": "What methods share",
+    "errors": "Errors",
 }
 BENCHMARKS = "docs/benchmarks.md"
 

@@ -1,6 +1,7 @@
 """The site: that it has every operator and method, and that a link that leads nowhere stops its build."""
 
 import importlib.util
+import re
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -36,16 +37,18 @@ def repository(tmp_path: Path) -> Path:
     docstring = (
         '"""Doubles.\n\n    Args:\n        x: a number.\n\n    Example:\n        >>> twice(2)\n        4\n    """'
     )
+    outline = '"""The moon.\n\nfor each night:\n    wax\n    wane\n\nThen a day.\n"""\n\n'
     contents = {
         "README.md": f"# Cloth\n\n[Moon](python/gingham/methods/moon/README.md)\n\n{table}",
         "bench/README.md": "# Measuring\n",
         "bench/results/moon/results.md": "Full.\n",
         "python/gingham/__init__.py": "",
         "python/gingham/models.py": "",
+        "python/gingham/errors.py": "",
         "python/gingham/methods/__init__.py": "",
         "python/gingham/methods/moon/README.md": "# Moon\n\n[network](network.py)\n",
         "python/gingham/methods/moon/__init__.py": "",
-        "python/gingham/methods/moon/network.py": 'class Moon:\n    """A network."""\n',
+        "python/gingham/methods/moon/network.py": f'{outline}class Moon:\n    """A network."""\n',
         "python/gingham/data/__init__.py": "",
         "python/gingham/metrics/__init__.py": "",
         "python/gingham/nn/__init__.py": "",
@@ -102,6 +105,9 @@ def test_a_page_comes_of_each_operator_and_method(repository: Path) -> None:
     method = (site / "methods/moon/index.html").read_text()
     assert 'href="../../bench/results/moon/results/"' in method
     assert "gingham.methods.moon.network.Moon" in method
+    (code,) = re.findall(r"<pre.*?</pre>", method, re.DOTALL)
+    assert re.sub("<[^>]*>", "", code) == "for each night:\n    wax\n    wane\n"
+    assert "<p>Then a day.</p>" in method
     assert 'href="methods/moon/"' in (site / "index.html").read_text()
 
 
