@@ -247,7 +247,7 @@ def test_a_score_that_is_to_fall_has_a_claim_of_its_own(errors: list[float], ver
     assert first.startswith("with - without: +3.0 +3.1 +3.2;")
     assert first.endswith("; at least +2.0 claimed: shown")
     assert second.startswith(f"with - without, errors, %: {errors[0] - 100:+.1f} ")
-    assert second.endswith(f"; at most -15.0 claimed: {verdict}")
+    assert second.endswith(f"; at most -15.0 % claimed: {verdict}")
 
 
 def test_a_headline_is_the_first_comparison_whose_arms_were_trained() -> None:
@@ -293,7 +293,7 @@ def test_a_headline_tells_what_a_claim_is_about() -> None:
     errors |= {Run("with", seed): {"errors": 80.0 + seed, "seconds": 0.0} for seed in range(3)}
     falling = replace(ERRORS, comparisons=ERRORS.comparisons[1:])
     found = headline(falling, [(run.arm, x) for run, x in errors.items()], demo._differences(falling, errors))
-    assert found.cells()[5:8] == ["-19.8 %", "-20.3 to -19.3 %", "at most -15.0: shown"]
+    assert found.cells()[5:8] == ["-19.8 %", "-20.3 to -19.3 %", "at most -15.0 %: shown"]
 
 
 @pytest.mark.parametrize(

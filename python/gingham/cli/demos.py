@@ -65,7 +65,7 @@ class Comparison:
 
     def claim(self, *, falls: bool) -> str:
         """The floor in words, where there is one; ``falls`` where a lower score is better."""
-        return f"at {'most' if falls else 'least'} {self.floor:+.1f}"
+        return f"at {'most' if falls else 'least'} {self.floor:+.1f}{' %' if self.relative else ''}"
 
     def shown_by(self, difference: Mapping[str, Any], *, falls: bool) -> bool | None:
         """Whether the floor is reached and the interval clear of zero; None without a floor or an interval.
