@@ -257,6 +257,7 @@ def test_images_count_by_the_mean_of_their_labelled_pixels() -> None:
     [
         (lambda run: run({"max_steps": 10}), "give trainer.max_epochs, and no trainer.max_steps"),
         (lambda run: run({"max_epochs": 3, "limit_train_batches": 0.5}), "needs whole epochs"),
+        (lambda run: run({"max_epochs": 3, "limit_train_batches": 1}), "needs whole epochs"),
         (lambda run: run({"max_epochs": 3, "fast_dev_run": True}), "drop-and-pick"),
         (lambda run: run({"max_epochs": 3}, budget=0.3), "budget must be at least"),
         (lambda run: run({"max_epochs": 3, "val_check_interval": 5}), "val_check_interval must be at most 3"),
@@ -270,6 +271,22 @@ def test_trainings_that_cannot_be_planned_are_refused(tmp_path: Path, make: Call
 
     with pytest.raises(MisconfigurationException, match=reason):
         make(run)
+
+
+@pytest.mark.parametrize("options", [{"budget": 0.75}, {"budget": None, "fraction": 0.3}], ids=str)
+def test_a_data_set_that_fills_no_batch_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    callback, data = DropAndPick(warmup=0, **options), garments(drop_last=True, lengths=(10, 10, 10))
+    with pytest.raises(DataError, match="the train split has 10 items, fewer than one batch"):
+        trainer(tmp_path, callbacks=[callback], max_epochs=2).fit(recipe(), data)
+
+
+def test_classes_may_be_a_list() -> None:
+    data = garments()
+    dataset, batches = data.dataset("train"), data.training_batches(90)
+    labels, callback = dataset.targets, DropAndPick(**CYCLES, class_floor=0.3)
+    dataset.targets = labels.tolist()  # type: ignore[assignment]  # as torchvision's CIFAR10 has them
+    chosen = callback._active_set(dataset, batches, 5, 0)
+    assert chosen.labels is not None and torch.equal(chosen.labels, labels)
 
 
 def test_recipes_and_data_that_tell_no_losses_are_refused(tmp_path: Path) -> None:

@@ -142,6 +142,8 @@ class DropAndPick(Callback):
             trainer.datamodule.selection = None  # type: ignore[attr-defined]
 
     def _active_set(self, dataset: Any, batches: EpochBatches, epochs: int, seed: int) -> ActiveSet:
+        if batches.batches_of(len(dataset)) == 0:
+            raise DataError(f"the train split has {len(dataset)} items, fewer than one batch of all processes needs")
         one_batch = min(len(dataset), batches.batch_size * batches.world_size)
         if batches.drop_last and self.min_active is not None and self.min_active < one_batch:
             raise MisconfigurationException(
@@ -174,7 +176,7 @@ class DropAndPick(Callback):
             smoothing=self.smoothing,
             skip_hardest=self.skip_hardest,
             class_floor=self.class_floor,
-            labels=labels,
+            labels=None if labels is None else torch.as_tensor(labels),  # torchvision's data sets have lists
             seed=seed,
         )
 
@@ -279,7 +281,8 @@ def _require_whole_epochs(trainer: lightning.Trainer) -> None:
         raise MisconfigurationException(
             "drop-and-pick counts epochs: give trainer.max_epochs, and no trainer.max_steps"
         )
-    if trainer.limit_train_batches != 1.0 or trainer.overfit_batches:  # type: ignore[attr-defined]
+    limit = trainer.limit_train_batches  # 1.0 is the whole epoch, 1 a single batch
+    if not isinstance(limit, float) or limit != 1.0 or trainer.overfit_batches:  # type: ignore[attr-defined]
         raise MisconfigurationException(
             "drop-and-pick needs whole epochs: leave trainer.limit_train_batches, overfit_batches and fast_dev_run out"
         )
