@@ -198,6 +198,17 @@ def test_losses_are_averaged_where_that_is_asked_for_and_the_first_visit_counts(
     assert chosen.losses.tolist() == [1.5, 2.0, 5.0] and chosen.visits == 4
 
 
+def test_losses_are_kept_without_their_gradients_and_strange_samples_are_named() -> None:
+    chosen = ActiveSet(Schedule(8, 4, warmup=0, cycle=4), 0.25)
+    chosen.record(chosen.indices(0), LOSSES.clone().requires_grad_())
+    assert not chosen.losses.requires_grad and chosen.indices(1).tolist() == [0, 2, 3, 4, 6, 7]
+    for index in (-1, 8):
+        with pytest.raises(ValueError, match=f"indices must be 0 to 7, got {index}"):
+            chosen.record(torch.tensor([0, index]), torch.ones(2))
+    with pytest.raises(ValueError, match=r"losses must be one for each index, got \[2, 1\] for \[2\]"):
+        chosen.record(torch.tensor([0, 1]), torch.ones(2, 1))
+
+
 def test_the_hardest_are_skipped_first_within_the_same_number() -> None:
     schedule = Schedule(100, 10, warmup=0, cycle=5)
     losses = torch.arange(100.0)
@@ -247,11 +258,13 @@ def test_mislabelled_samples_gather_in_a_cycle_and_are_held_off() -> None:
     wrong = torch.rand(1000, generator=generator) < 0.2
     losses = torch.rand(1000, generator=generator) + 2 * wrong
     shares = {}
-    for name, options in (("plain", {}), ("skipping", {"skip_hardest": 0.2})):
+    floor: dict[str, Any] = {"class_floor": 0.7, "labels": torch.arange(1000) % 10}
+    for name, options in (("plain", {}), ("skipping", {"skip_hardest": 0.2}), ("floor", floor)):
         sets = list(trace(ActiveSet(Schedule(1000, 5, warmup=0, cycle=5), 0.166, **options), losses, 5))  # type: ignore[arg-type]
         shares[name] = [wrong[one].float().mean().item() for one in sets]
     assert shares["plain"] == sorted(shares["plain"]) and shares["plain"][-1] > 1.9 * shares["plain"][0]
     assert shares["skipping"][-1] < 0.05
+    assert shares["floor"][-1] < 0.8 * shares["plain"][-1]
 
 
 @pytest.mark.parametrize(

@@ -117,17 +117,22 @@ class ActiveSet:
         """Keep the losses of samples that were visited. Of a sample that comes twice in an epoch, the first counts.
 
         Args:
-            indices: int64 [n].
-            losses: of these samples, floating [n]. What is not finite is kept as unknown: such a sample is not dropped.
+            indices: int64 [n], each 0 to N - 1, on any device.
+            losses: of these samples, floating [n], on any device; their gradients are left alone. What is not finite
+                is kept as unknown: such a sample is not dropped.
 
         Returns:
             How many losses were not finite.
 
         Raises:
-            ValueError: not as many losses as indices.
+            ValueError: not as many losses as indices, or an index that no sample has.
         """
         if indices.shape != losses.shape or indices.ndim != 1:
             raise ValueError(f"losses must be one for each index, got {list(losses.shape)} for {list(indices.shape)}")
+        indices, losses = indices.cpu(), losses.detach().cpu()
+        strange = indices[(indices < 0) | (indices >= self.schedule.length)]
+        if len(strange):
+            raise ValueError(f"indices must be 0 to {self.schedule.length - 1}, got {int(strange[0])}")
         where = torch.from_numpy(np.unique(indices.numpy(), return_index=True)[1])
         indices, losses = indices[where], losses[where].to(torch.float32)
         fresh = ~self.visited[indices]
