@@ -62,7 +62,10 @@ def test_what_fills_a_split_up_is_not_counted() -> None:
     images, labels = torch.randn(3, 3, 28, 28), torch.tensor([0, 1, -1])
     made.evaluate({"image": images, "label": labels}, "val")
     predicted = made(images).argmax(1)
-    assert made.meters["val"].compute()["accuracy"] == (predicted == labels)[:2].float().mean()  # type: ignore[operator]
+    found = made.meters["val"].compute()  # type: ignore[operator]
+    assert found["accuracy"] == (predicted == labels)[:2].float().mean()
+    assert found["class_accuracy"][:2].tolist() == (predicted == labels)[:2].tolist()
+    assert found["class_accuracy"][2:].isnan().all()  # of no image, which is no accuracy of 0
 
 
 def observed(made: ClassificationRecipe, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor, Tensor]:

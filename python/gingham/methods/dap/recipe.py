@@ -26,7 +26,7 @@ class ClassificationScores(NamedTuple):
 
     accuracy: Tensor  # of all images
     top5: Tensor | None  # whose class is among the five likeliest; None with five classes or fewer
-    class_accuracy: Tensor  # [K], of the images of each class
+    class_accuracy: Tensor  # [K], of the images of each class; NaN where there are none
 
 
 class ClassificationRecipe(NetworkRecipe):
@@ -155,11 +155,19 @@ class ClassificationRecipe(NetworkRecipe):
             self.log(f"{split}_top5", found["top5"])
 
 
+class _ClassAccuracy(MulticlassAccuracy):
+    """NaN, not 0, for a class that no image is of."""
+
+    def compute(self) -> Tensor:
+        found: Tensor = super().compute()
+        return found.where(self.tp + self.fn > 0, torch.nan)  # type: ignore[operator]
+
+
 def _meters(count: int) -> MetricCollection:
     options: dict[str, Any] = {"num_classes": count, "ignore_index": -1}  # the label of what fills a split up
     meters: dict[str, Metric | MetricCollection] = {
         "accuracy": MulticlassAccuracy(average="micro", **options),
-        "class_accuracy": MulticlassAccuracy(average="none", **options),
+        "class_accuracy": _ClassAccuracy(average="none", **options),
     }
     if count > 5:
         meters["top5"] = MulticlassAccuracy(top_k=5, average="micro", **options)
