@@ -136,6 +136,8 @@ def test_folders_are_classes(tmp_path: Path) -> None:
     assert data.dataset("val").targets.tolist() == [0, 0, 2, 2]  # the training split's numbers
     assert data.dataset("test").targets.tolist() == [0, 0, 2, 2] and data.splits() == ("train", "val")
     assert next(iter(data.val_dataloader()))["image"].shape == (4, 3, 24, 24)
+    picture: Any = {"image": torch.randint(256, (3, 40, 31), dtype=torch.uint8), "label": torch.tensor(0), "name": "a"}
+    assert torch.equal(data.augment(picture)["image"], data.evaluate(picture)["image"])  # as nothing augments
     (tmp_path / "val" / "cat" / "0.png").write_bytes(b"no picture")
     assert [text.split(": ")[1] for text in check_dataset(data.dataset("val"))] == [
         "cannot be read, truncated or not an image; replace the file"

@@ -63,10 +63,12 @@ class ImageFolder(ClassificationDataset):
             raise DataError(f"{folder}: {str(error).split(' Supported')[0]}") from None
         super().__init__(split, names, torch.tensor([label for _, label in samples]), transform)
         self.folder = folder
-        self.files = [Path(file) for file, _ in samples]
+        beginning = len(str(folder)) + 1
+        #: Of the files, from the folder of the split on.
+        self.names = [file[beginning:] for file, _ in samples]
 
     def image(self, index: int) -> torch.Tensor:
-        return read_image(self.files[index])
+        return read_image(self.folder / self.names[index])
 
     def name(self, index: int) -> str:
-        return str(self.files[index].relative_to(self.folder))
+        return self.names[index]

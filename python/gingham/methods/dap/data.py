@@ -49,7 +49,8 @@ class ClassificationData(ResumableData):
         size: side of the pictures that the network sees, or None to leave them as they are.
         augmentation: of training pictures, see `gingham.data.classification.ClassificationTransform`.
         flip: probability that a training picture is mirrored.
-        resize: shorter side to which pictures are resized in evaluation before their centre is cut out.
+        resize: shorter side to which pictures are resized before their centre is cut out: in evaluation, and in
+            training without an augmentation that cuts.
         label_noise: share of the training pictures that have the label of another class, drawn from the seed.
         drop_last: leave out, in every epoch, the pictures that do not fill a batch of all processes.
         workers: processes that load data.
@@ -99,7 +100,8 @@ class ClassificationData(ResumableData):
         keys = ("train", "val", "test")
         self.lengths = dict(zip(keys, lengths or (None, None, None), strict=True))
         self._names = dict(zip(keys, splits, strict=True))
-        self.augment = ClassificationTransform(size, augmentation, flip)
+        unchanged = augmentation == "none"  # what is trained with is cut out as what is evaluated
+        self.augment = ClassificationTransform(size, augmentation, flip, resize if unchanged else None)
         self.evaluate = ClassificationTransform(size, resize=resize)
         self._datasets: dict[str, ClassificationDataset] = {}
 
