@@ -111,20 +111,22 @@ def test_a_page_comes_of_each_operator_and_method(repository: Path) -> None:
     assert 'href="methods/moon/"' in (site / "index.html").read_text()
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[a file](../../nn/none.py)",
-        "[a page](../sun/README.md)",
-        "[a folder](../../../../bench/results/moon)",
-        "[a section](../../../../bench/README.md#none)",
-        "![a picture](none.png)",
-    ],
-)
-def test_a_link_that_leads_nowhere_stops_the_build(repository: Path, text: str) -> None:
-    write_readme(repository, text)
+def test_links_that_lead_nowhere_stop_the_build(repository: Path, caplog: pytest.LogCaptureFixture) -> None:
+    targets = {
+        "a file": "../../nn/none.py",
+        "a page": "../sun/README.md",
+        "a folder": "../../../../bench/results/moon",
+        "a section": "../../../../bench/README.md#none",
+        "a picture": "none.png",
+    }
+    links = [f"[{what}]({target})" for what, target in targets.items()]
+    write_readme(repository, "\n".join([*links[:-1], f"!{links[-1]}", "[what there is](network.py)"]))
     with pytest.raises(Abort):
         build_site(repository)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == len(targets)
+    for what, target in targets.items():
+        assert any(f"link '{target}'" in text for text in warnings), what
 
 
 def test_parameters_documented_together_stop_the_build(repository: Path) -> None:
