@@ -48,7 +48,10 @@ def test_confidences_are_the_golden_ones() -> None:
     right = found.persons == persons[~first]
     assert right.double().mean() == pytest.approx(0.925)
     assert found.weights[right].mean() > found.weights[~right].mean()
-    assert float(found.scores[0]) == pytest.approx(-0.043708, abs=1e-6)
+    distances = k_reciprocal_rerank(features[~first], features[first])
+    row = [0.043708, 0.835146, 0.795446, 0.760281, 0.790590, 0.683511, 0.494308, 0.472850]
+    assert distances[0].tolist() == pytest.approx(row, abs=1e-6)
+    assert torch.equal(found.scores, -distances.amin(dim=1))
 
 
 @pytest.mark.parametrize("metric", ["rerank", "euclidean"])
@@ -92,6 +95,49 @@ def test_there_must_be_exemplars_and_a_known_metric() -> None:
         pseudo_labels(torch.ones(2, 3), torch.ones(0, 3), torch.ones(0, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"^metric must be"):
         pseudo_labels(torch.ones(2, 3), torch.ones(1, 3), torch.ones(1), metric="cosine")  # type: ignore[arg-type]
+
+
+ONE_IS_NAN, ONE_IS_INFINITE = torch.tensor([[1.0, torch.nan]]), torch.tensor([[torch.inf, 1.0]])
+
+
+@pytest.mark.parametrize("metric", ["rerank", "euclidean"])
+@pytest.mark.parametrize(
+    ("unlabelled", "labelled", "text"),
+    [
+        (ONE_IS_NAN, torch.ones(1, 2), "^unlabelled must be finite"),
+        (torch.ones(1, 2), ONE_IS_INFINITE, "^labelled must be finite"),
+        (torch.ones(1, 3), torch.ones(1, 2), r"^labelled must be \[n, D\] .* unlabelled \[1, 3\] .* labelled \[1, 2\]"),
+        (torch.ones(1, 2), torch.ones(1, 2).double(), "^labelled must be .* torch.float64"),
+        (torch.ones(2), torch.ones(1, 2), "^unlabelled must be"),
+        (torch.ones(1, 2).long(), torch.ones(1, 2).long(), "^unlabelled must be"),
+    ],
+)
+def test_features_that_cannot_be_compared_are_named(
+    metric: Any, unlabelled: Tensor, labelled: Tensor, text: str
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        pseudo_labels(unlabelled, labelled, torch.tensor([0]), metric=metric)
+
+
+@pytest.mark.parametrize("metric", ["rerank", "euclidean"])
+def test_features_of_sixteen_bits_give_the_labels_of_what_they_hold(metric: Any) -> None:
+    half = people()[0].half()
+    persons = torch.arange(8)
+    found = pseudo_labels(half[8:], half[:8], persons, metric=metric)
+    expected = pseudo_labels(half[8:].float(), half[:8].float(), persons, metric=metric)
+    for part, other in zip(found, expected, strict=True):
+        assert torch.equal(part, other)
+
+
+@pytest.mark.parametrize("metric", ["rerank", "euclidean"])
+def test_confidences_of_copies_stay_within_their_range(metric: Any) -> None:
+    copies = F.normalize(torch.randn(3, 7, generator=torch.Generator().manual_seed(0)), dim=1).repeat(4, 1)
+    for lambda_value in (0.0, 0.3):
+        found = pseudo_labels(
+            copies[3:], copies[:3], torch.arange(3), metric=metric, k1=3, k2=2, lambda_value=lambda_value
+        )
+        assert found.persons.tolist() == [0, 1, 2] * 3
+        assert (found.weights <= 1).all() and (found.weights > 0.99).all()
 
 
 @pytest.mark.parametrize("count", [12_185, 15_820, 40, 7])
@@ -224,6 +270,27 @@ def test_mining_adds_how_far_both_images_are_from_the_source() -> None:
         torch.testing.assert_close(distances, expected)
     alone = mining_distances(target, source, k1=3, k2=1, source_share=0)
     assert torch.equal(alone, jaccard_distances(target, k1=3, k2=1))
+    for given, text in (
+        ((target, source[:0]), "^source must be"),
+        ((target, source.index_fill(0, torch.tensor([1]), torch.nan)), "^source must be finite"),
+        ((target.index_fill(0, torch.tensor([1]), torch.inf), source), "^target must be finite"),
+        ((target, source.float()), "^source must be .* a floating dtype in common"),
+        ((target, source[:, 1:]), "^source must be .* D and"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            mining_distances(*given, k1=3, k2=1)
+    half = mining_distances(target.half(), source.half(), k1=3, k2=1)
+    assert torch.equal(half, mining_distances(target.half().float(), source.half().float(), k1=3, k2=1))
+
+
+def test_the_part_of_the_source_is_the_golden_one() -> None:
+    """Alone, with points whose nearest image of the source is 0, 0.5 and 2 away."""
+    target, source = torch.tensor([[0.0, 0.0], [0.0, 0.5], [0.0, -2.0]]), torch.zeros(1, 2)
+    kept = mining_distances(target, source, k1=1, k2=1, source_share=1.0, diagonal="keep")
+    golden = [[0, 0.22532621, 1], [0.22532621, 0.45065242, 1.22532621], [1, 1.22532621, 2]]
+    torch.testing.assert_close(kept, torch.tensor(golden), rtol=0, atol=1e-6)
+    zero = mining_distances(target, source, k1=1, k2=1, source_share=1.0)
+    assert torch.equal(zero, kept.fill_diagonal_(0))
 
 
 NEAR = torch.tensor([[0, 0.1, 0.2, 0.9], [0.1, 0, 0.3, 0.8], [0.2, 0.3, 0, 0.7], [0.9, 0.8, 0.7, 0]])
@@ -234,6 +301,11 @@ def test_the_radius_is_the_mean_of_the_smallest_distances() -> None:
     assert mining_radius(NEAR, share=1 / 6) == pytest.approx(0.1)
     twins = torch.block_diag(NEAR, torch.zeros(1, 1))
     assert mining_radius(twins, share=0.5) == pytest.approx(0.2)  # distances of zero do not count
+    random = torch.rand(60, 60, generator=torch.Generator().manual_seed(0))
+    above = random[torch.ones(60, 60).triu(1).bool()].double().sort().values
+    before = random.clone()
+    assert mining_radius(random, share=0.01) == pytest.approx(float(above[:18].mean()), rel=1e-12)
+    assert torch.equal(random, before)
     with pytest.raises(ValueError, match=r"^share must select a pair at least"):
         mining_radius(NEAR, share=0.01)
     with pytest.raises(ValueError, match=r"^share must be above 0"):

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gingham.methods.oneshot_reid.objective import check_features
+from gingham.nn.segmentation_loss import widened
 from gingham.ops import k_reciprocal_rerank
 
 Diagonal = Literal["zero", "keep"]
@@ -102,7 +104,7 @@ def mining_distances(
     """Distances between all target images for clustering: Jaccard, and how far both images are from the source.
 
     Args:
-        target: [N, D], normalised features.
+        target: [N, D], normalised features, finite; those of 16 bits are compared in float32.
         source: [M, D], normalised features of the same dtype.
         k1: see `jaccard_distances`.
         k2: see `jaccard_distances`.
@@ -114,7 +116,7 @@ def mining_distances(
         [N, N], symmetric.
 
     Raises:
-        ValueError: a number or an option outside its range, or features that do not fit.
+        ValueError: a number or an option outside its range, or features that are not finite or do not fit.
 
     Source: the authors' later code, which keeps the diagonal.
 
@@ -127,11 +129,10 @@ def mining_distances(
         raise ValueError(f"source_share must be 0 to 1, got {source_share}")
     if diagonal not in ("zero", "keep"):
         raise ValueError(f"diagonal must be 'zero' or 'keep', got {diagonal!r}")
-    if source.dim() != 2 or target.dim() != 2 or source.size(1) != target.size(1) or not len(source):
-        raise ValueError(
-            f"target and source must be [N, D] and [M, D] with M of at least 1, got {list(target.shape)} and "
-            f"{list(source.shape)}"
-        )
+    if not len(source):
+        raise ValueError(f"source must be [M, D] with M of at least 1, got {list(source.shape)}")
+    check_features(target=target, source=source)
+    target, source = widened(target), widened(source)
     distances = jaccard_distances(target, k1, k2).mul_(1 - source_share)
     nearest = [torch.cdist(rows, source).amin(dim=1) for rows in target.split(_ROWS)]
     delta = source_distance(torch.cat(nearest)[:, None]).to(distances.dtype)

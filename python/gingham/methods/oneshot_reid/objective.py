@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gingham.methods.oneshot_reid.network import EmbeddingOutput
+from gingham.nn.segmentation_loss import widened
 from gingham.nn.triplet_loss import Mining, triplet_loss, weighted_cross_entropy
 from gingham.ops import k_reciprocal_rerank
 
@@ -46,7 +47,7 @@ def pseudo_labels(
     image that is furthest from an exemplar sets the exemplar's scale.
 
     Args:
-        unlabelled: [N, D], normalised features.
+        unlabelled: [N, D], normalised features, finite; those of 16 bits are compared in float32.
         labelled: [M, D], normalised features of the same dtype.
         persons: [M] int64, of the labelled images; several images may be of one person.
         metric: "rerank", the re-ranked distance among all N + M images; or "euclidean".
@@ -58,7 +59,8 @@ def pseudo_labels(
         `PseudoLabels`; of labelled images at the same distance, the first.
 
     Raises:
-        ValueError: no labelled image, an unknown metric, or shapes that do not fit.
+        ValueError: no labelled image, an unknown metric, features that are NaN or infinite, or shapes or dtypes that do
+            not fit.
 
     Source: the authors' later code; that the paper's confidence is this one is not confirmed.
 
@@ -77,12 +79,15 @@ def pseudo_labels(
             f"persons must be [M] for labelled [M, D] with M of at least 1, got {list(persons.shape)} and "
             f"{list(labelled.shape)}"
         )
+    check_features(unlabelled=unlabelled, labelled=labelled)
+    unlabelled, labelled = widened(unlabelled), widened(labelled)
     if metric == "rerank":
         distances = k_reciprocal_rerank(unlabelled, labelled, k1=k1, k2=k2, lambda_value=lambda_value)
     elif metric == "euclidean":
         distances = torch.cdist(unlabelled, labelled)
     else:
         raise ValueError(f"metric must be 'rerank' or 'euclidean', got {metric!r}")
+    distances = distances.clamp_(min=0)  # those of copies may be rounded to less
     if len(unlabelled) == 0:
         nothing = torch.zeros(0, dtype=torch.int64, device=persons.device)
         return PseudoLabels(persons[nothing], distances.new_zeros(0), distances.new_zeros(0), nothing)
@@ -91,6 +96,27 @@ def pseudo_labels(
     scale = distances.amax(dim=0)[exemplars]
     weights = torch.where(scale > 0, 1 - nearest / scale.where(scale > 0, 1), 1)
     return PseudoLabels(persons[exemplars], weights, -nearest, exemplars)
+
+
+def check_features(**features: Tensor) -> None:
+    """Raise a ValueError that names the first of two groups of features that are not to be compared.
+
+    Args:
+        features: two by their names, each [n, D] and finite, of one D and one floating dtype.
+
+    Raises:
+        ValueError: they are not.
+
+    Example:
+        >>> check_features(one=torch.zeros(2, 3), other=torch.zeros(0, 3))
+    """
+    (_, first), _ = features.items()
+    for name, x in features.items():
+        if x.dim() != 2 or not x.is_floating_point() or x.shape[1:] != first.shape[1:] or x.dtype != first.dtype:
+            given = " and ".join(f"{other} {list(y.shape)} {y.dtype}" for other, y in features.items())
+            raise ValueError(f"{name} must be [n, D] with D and a floating dtype in common, got {given}")
+        if not bool(x.isfinite().all()):
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
 
 
 def select(scores: Tensor, iteration: int, iterations: int, selection: Selection = "all") -> Tensor:
