@@ -165,15 +165,18 @@ def mining_radius(distances: Tensor, share: float = 1.6e-3) -> float:
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1, got {share}")
-    above = distances[torch.ones_like(distances, dtype=torch.bool).triu_(1)]
-    above = above[above > 0]
+    # Row by row and sorted in place: there are as many pairs as fill the memory a few times over.
+    rows = (row[index + 1 :] for index, row in enumerate(distances))
+    above = torch.cat([distances.new_empty(0), *(row[row > 0] for row in rows)])
     selected = round(share * len(above))
     if selected == 0:
         raise ValueError(
             f"share must select a pair at least, got {share} of {len(above)} distances that are not zero; with so few "
             "images it must be larger"
         )
-    return float(above.topk(selected, largest=False).values.double().mean())
+    values = above.cpu().numpy()
+    values.partition(selected - 1)
+    return float(torch.from_numpy(np.sort(values[:selected])).double().mean())
 
 
 def dbscan(distances: Tensor, radius: float, min_samples: int = 4) -> Tensor:
