@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -395,6 +396,16 @@ def test_what_a_person_gets_does_not_depend_on_the_order_of_the_images() -> None
     assert one_shot_split(SHOWN[order], CAMERAS[order], [NAMES[index] for index in order], shots=2) == split
 
 
+def test_a_split_of_a_big_data_set_takes_no_time() -> None:
+    """As many images as MSMT17 has: one pass over them, not one for each person."""
+    persons = np.arange(32_621) % 1_041
+    names = [f"{index:05d}" for index in range(len(persons))]
+    began = time.process_time()
+    split = one_shot_split(persons, persons % 15, names, shots=2)
+    assert time.process_time() - began < 0.7
+    assert len(split.labelled) == 2 * 1_041
+
+
 def test_a_split_comes_back_from_its_file_and_a_changed_one_does_not(tmp_path: Path) -> None:
     split = one_shot_split(SHOWN, CAMERAS, NAMES, dataset="toy", shots=2, seed=3)
     file = tmp_path / "split.json"
@@ -422,7 +433,8 @@ def test_a_split_comes_back_from_its_file_and_a_changed_one_does_not(tmp_path: P
     [
         ({"shots": 0}, "^shots must be"),
         ({"rule": "last"}, "^rule must be"),
-        ({"names": ["a"] * 8}, "^persons, cameras"),
+        ({"names": ["a"] * 7}, "^persons, cameras and names must be as many, got 8, 8, 7"),
+        ({"names": [*"abcdefga"]}, "^names must be different, there are two images 'a'"),
     ],
 )
 def test_options_of_a_split_outside_their_range_are_named(options: dict[str, Any], text: str) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, zip_longest
+from itertools import chain, pairwise, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,7 +73,8 @@ def one_shot_split(
         The split.
 
     Raises:
-        ValueError: lengths that differ, a name twice, or a number or a rule outside its range.
+        ValueError: lengths that differ, or a number or a rule outside its range.
+        DataError: a name twice.
 
     Source: the authors' later code, whose loop never ends where a person has too few images; EUG draws one image only.
 
@@ -86,19 +87,20 @@ def one_shot_split(
         raise ValueError(f"shots must be 1 or more, got {shots}")
     if rule not in ("random", "first"):
         raise ValueError(f"rule must be 'random' or 'first', got {rule!r}")
-    if not len(persons) == len(cameras) == len(names) or len(set(names)) < len(names):
+    if not len(persons) == len(cameras) == len(names):
         raise ValueError(
-            f"persons, cameras and names must be as many, and names different, got {len(persons)}, {len(cameras)}, "
-            f"{len(names)}"
+            f"persons, cameras and names must be as many, got {len(persons)}, {len(cameras)}, {len(names)}"
         )
     order = sorted(range(len(names)), key=lambda index: names[index])
+    if twice := next((names[one] for one, other in pairwise(order) if names[one] == names[other]), None):
+        raise DataError(f"names must be different, there are two images {twice!r}")
+    sightings: dict[int, dict[int, list[int]]] = {}
+    for index in order:
+        by_camera = sightings.setdefault(int(persons[index]), {})
+        by_camera.setdefault(int(cameras[index]), []).append(index)
     chosen: list[str] = []
-    for person in np.unique(persons):
-        generator = np.random.default_rng([abs(seed), seed < 0, int(person)])
-        by_camera: dict[int, list[int]] = {}
-        for index in order:
-            if persons[index] == person:
-                by_camera.setdefault(int(cameras[index]), []).append(index)
+    for person, by_camera in sightings.items():
+        generator = np.random.default_rng([abs(seed), seed < 0, person])
         images = [by_camera[camera] for camera in sorted(by_camera)]
         if rule == "random":
             images = [[camera[i] for i in generator.permutation(len(camera))] for camera in images]
