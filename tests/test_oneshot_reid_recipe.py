@@ -516,6 +516,11 @@ def test_what_does_not_fit_together_is_named(tmp_path: Path) -> None:
     labels = tmp_path / "labels.csv"
     labels.write_text("name,person\nnobody,1\n")
     refused("labels.csv: has no label for", DataError, lambda: data(labels_file=str(labels)).source)
+    twice = [*data().target.names, data().target.names[0]]
+    labels.write_text("name,person\n" + "".join(f"{name},1\n" for name in twice))
+    refused(
+        "labels.csv: has labels of other images, or two of one", DataError, lambda: data(labels_file=str(labels)).source
+    )
     labels.write_text("image\nnobody\n")
     refused("labels.csv: is no table of labels", DataError, lambda: data(labels_file=str(labels)).source)
     refused("data.source_root is not set", DataError, lambda: data(source_name="market1501").source)

@@ -286,14 +286,15 @@ def relabelled(dataset: PersonDataset, labels_file: str) -> PersonDataset:
     """
     try:
         with open(labels_file, newline="") as table:
-            persons = {row["name"]: int(row["person"]) for row in csv.DictReader(table)}
+            rows = [(row["name"], int(row["person"])) for row in csv.DictReader(table)]
     except OSError as error:
         raise DataError(f"{labels_file}: cannot be read ({error.strerror})") from error
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{labels_file}: is no table of labels, which has columns name and person ({error})") from error
+    persons = dict(rows)
     missing = [name for name in dataset.names if name not in persons]
-    if missing or len(persons) != len(dataset.names):
-        named = f"no label for {missing[0]!r}" if missing else "labels of other images"
+    if missing or not len(rows) == len(persons) == len(dataset.names):
+        named = f"no label for {missing[0]!r}" if missing else "labels of other images, or two of one"
         raise DataError(f"{labels_file}: has {named}; it must be of the same training images")
     again = copy.copy(dataset)
     again.person_ids = np.array([persons[name] for name in dataset.names], np.int64)
