@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 pytest.importorskip("timm", reason="training needs the extra: pip install gingham[train]")
 from gingham.cli import main
@@ -24,7 +25,8 @@ from gingham.methods.oneshot_reid import adaptation as adaptation_module
 from gingham.methods.oneshot_reid.adaptation import OneShotAdaptation
 from gingham.methods.oneshot_reid.data import AdaptationData
 from gingham.methods.oneshot_reid.recipe import OneShotRecipe
-from gingham.methods.oneshot_reid.split import one_shot_split, write_split
+from gingham.methods.oneshot_reid.split import one_shot_split, read_split, write_split
+from gingham.nn.checkpoint import read_state_dict
 from trainings import trainer
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
@@ -152,7 +154,8 @@ def test_it_logs_scores_and_how_good_the_labels_were(finished: Any) -> None:
 def test_every_iteration_writes_its_labels(finished: Any) -> None:
     folder, _, callback, _, _ = finished
     found = sorted(file.name for file in (folder / "pseudo_labels").iterdir())
-    assert found == ["final.csv", "iteration_00.csv", "iteration_01.csv"]
+    assert found == ["final.csv", "iteration_00.csv", "iteration_01.csv", "split.json"]
+    assert read_split(folder / "pseudo_labels" / "split.json") == data().split
     target, rows = data().target, table(folder, "iteration_01")
     assert [row["name"] for row in rows] == list(target.names)
     known = data().known_persons
@@ -162,6 +165,7 @@ def test_every_iteration_writes_its_labels(finished: Any) -> None:
             assert int(row["person"]) == target.person_ids[index] and float(row["weight"]) == 1
         assert float(row["weight"]) == pytest.approx(callback.current.weights[index], abs=1e-6)
         assert int(row["cluster"]) == callback.current.clusters[index]
+        assert row["selected"] == "1"
     assert {int(row["person"]) for row in rows} <= set(target.person_ids.tolist())
 
 
@@ -184,10 +188,10 @@ def test_new_networks_can_be_trained_on_the_last_labels(finished: Any, tmp_path:
     assert again.source.num_persons == persons
     assert again.source.names == again.target.names
     torch.testing.assert_close(again.source.read(3), again.target.read(3))
-    if persons >= 3:
-        run = trainer(tmp_path, max_epochs=1, limit_val_batches=0)
-        run.fit(recipe({"num_classes": persons}), again)
-        assert set(run.callback_metrics) >= {"loss_source", "loss_source_classes"}
+    assert persons == 5  # of each the labelled image at least
+    run = trainer(tmp_path, max_epochs=1, limit_val_batches=0)
+    run.fit(recipe({"num_classes": persons}), again)
+    assert set(run.callback_metrics) >= {"loss_source", "loss_source_classes"}
 
 
 # ------------------------------------------------------------------------------------------------ what it is for
@@ -284,7 +288,7 @@ def test_labelled_and_unlabelled_images_are_all(shots: int) -> None:
 def test_other_labels_to_compare_with(labels: Any, tmp_path: Path) -> None:
     callback, watch, given = adaptation(labels=labels, self_mining=labels == "none"), Watch(), data()
     fit(tmp_path, callback, given=given, max_epochs=3, callbacks=[watch])
-    assert not (tmp_path / "pseudo_labels").exists()
+    assert [file.name for file in (tmp_path / "pseudo_labels").iterdir()] == ["split.json"]
     expected = {"given": given.known_persons, "true": given.true_persons}.get(labels)
     for batch in watch.batches[STEPS:]:
         assert batch.keys() == ({"mined"} if expected is None else {"assigned"})
@@ -305,9 +309,11 @@ def test_progressive_selection_takes_the_surest_first(tmp_path: Path) -> None:
     fit(tmp_path, callback, callbacks=[Look()], max_epochs=7)
     assert seen == [(0, 13), (0, 13), (1, 21), (1, 21), (2, 30), (2, 30)]
     rows = table(tmp_path, "iteration_00")
-    chosen = [float(row["score"]) for row in rows if row["person"] and row["labelled"] == "0"]
-    others = [float(row["score"]) for row in rows if not row["person"]]
-    assert len(chosen) == 8 and min(chosen) >= max(others)
+    free = [row for row in rows if row["labelled"] == "0"]
+    chosen = [float(row["score"]) for row in free if row["selected"] == "1"]
+    others = [float(row["score"]) for row in free if row["selected"] == "0"]
+    assert len(chosen) == 8 and len(others) == 17 and min(chosen) >= max(others)
+    assert all(row["person"] for row in rows)  # the guess, taken or not
 
 
 # ------------------------------------------------------------------------------------------------ clusters
@@ -391,10 +397,13 @@ def test_the_best_of_the_validations_can_be_kept(tmp_path: Path, monkeypatch: py
         model.meters[split].reset()
 
     monkeypatch.setattr(OneShotRecipe, "report", report)
-    _, model = fit(tmp_path, adaptation(keep="best"), callbacks=[Keep()], limit_val_batches=None)
+    files: dict[str, Any] = {"enable_checkpointing": True, "callbacks": [Keep(), ModelCheckpoint(tmp_path / "files")]}
+    _, model = fit(tmp_path, adaptation(keep="best"), limit_val_batches=None, **files)
     assert len(states) == 5
+    kept = read_state_dict(tmp_path / "files" / "kept.ckpt")
     for name, value in model.network.state_dict().items():
         assert torch.equal(value, states[2][name])  # of the source none, of the target the first of the best
+        assert torch.equal(value, kept[f"network.{name}"])
     assert not torch.equal(states[2]["embedding.0.weight"], states[4]["embedding.0.weight"])
 
 
@@ -500,14 +509,81 @@ def test_nothing_is_chosen_by_the_test(tmp_path: Path, monkeypatch: pytest.Monke
     refused("the best would be chosen by the test", DataError, lambda: fit(tmp_path, adaptation(keep="best")))
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            {"target_persons_per_batch": 6},
+            "the labelled images are of 5 persons, .* data.target_persons_per_batch 6 x 1",
+        ),
+        ({"target_persons_per_batch": 1}, "target_persons_per_batch must be 2 or more"),
+        ({"target_items_per_person": 1}, "target_items_per_person must be 2 or more where target_mining is 'semi'"),
+        ({"persons_per_batch": 1}, "^data.persons_per_batch must be 2 or more"),
+        ({"lengths": [1, 4, 4]}, "the labelled images are of 1 persons"),
+    ],
+    ids=str,
+)
+def test_batches_that_cannot_be_are_refused_before_the_source_is_learnt(
+    options: dict[str, Any], text: str, tmp_path: Path
+) -> None:
+    watch = Watch()
+    refused(text, DataError, lambda: fit(tmp_path, adaptation(), given=data(**options), callbacks=[watch]))
+    assert not watch.streams
+
+
+def test_a_training_goes_on_with_the_same_labelled_images_only(tmp_path: Path) -> None:
+    run, _ = fit(tmp_path, adaptation(), max_epochs=1)
+    run.save_checkpoint(tmp_path / "half.ckpt")
+    for options in ({"split_seed": 1}, {"shots": 2}):
+        again = trainer(tmp_path, callbacks=[adaptation()], max_epochs=2, limit_val_batches=0)
+        with pytest.raises(CheckpointError, match="the checkpoint is of a training with other labelled images"):
+            again.fit(recipe(), data(**options), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+
+
+def test_a_network_that_has_diverged_labels_nothing(tmp_path: Path) -> None:
+    model = recipe()
+    torch.save({name: x * torch.nan for name, x in model.network.state_dict().items()}, tmp_path / "source.pt")
+    model = recipe(source_weights=str(tmp_path / "source.pt"))
+    refused("the network has diverged", DataError, lambda: fit(tmp_path, adaptation(start=0), to=model))
+
+
+def test_a_radius_that_no_pair_is_within_is_named(tmp_path: Path) -> None:
+    refused(
+        "radius_share of the adaptation does not fit: share must select a pair",
+        DataError,
+        lambda: fit(tmp_path, adaptation(radius_share=1e-6), max_epochs=2),
+    )
+
+
+class OfTwo:
+    """What a callback sees of a trainer in one of two processes, which get from the first what it made."""
+
+    def __init__(self, first: bool, made: Any = None) -> None:
+        self.is_global_zero, self.made, self.strategy = first, made, self
+
+    def broadcast(self, mine: Any) -> Any:
+        self.made = mine if self.is_global_zero else self.made
+        return self.made
+
+
+def test_labels_are_made_once_and_an_error_is_everybodys() -> None:
+    first: Any = OfTwo(first=True)
+    assert adaptation_module._once(first, lambda: 3) == 3
+    second: Any = OfTwo(first=False, made=first.made)
+    assert adaptation_module._once(second, lambda: pytest.fail("made twice")) == 3
+
+    def fail() -> None:
+        raise DataError("nothing to cluster")
+
+    refused("nothing to cluster", DataError, lambda: adaptation_module._once(first, fail))
+    second.made = first.made
+    refused("nothing to cluster", DataError, lambda: adaptation_module._once(second, lambda: None))
+
+
 def test_what_does_not_fit_together_is_named(tmp_path: Path) -> None:
     refused("^start must be 1 or more epochs", DataError, lambda: fit(tmp_path, adaptation(start=0)))
     refused(
         "num_classes 9, the source has 6", DataError, lambda: fit(tmp_path, adaptation(), to=recipe({"num_classes": 9}))
-    )
-    wide = data(target_persons_per_batch=6)
-    refused(
-        "the assigned images are of 5 persons", DataError, lambda: fit(tmp_path, adaptation(), given=wide, max_epochs=2)
     )
     refused("max_epochs must be given", DataError, lambda: fit(tmp_path, adaptation(), max_epochs=-1, max_steps=3))
     split = tmp_path / "split.json"

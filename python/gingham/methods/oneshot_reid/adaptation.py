@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -29,9 +30,12 @@ from gingham.methods.oneshot_reid.data import AdaptationData
 from gingham.methods.oneshot_reid.mining import Diagonal, dbscan, mining_distances, mining_radius
 from gingham.methods.oneshot_reid.objective import Likeness, PseudoLabels, Selection, pseudo_labels, select
 from gingham.methods.oneshot_reid.recipe import OneShotRecipe
+from gingham.methods.oneshot_reid.split import write_split
 from gingham.methods.oneshot_reid.streams import TargetLabels
 
 LabelSource = Literal["pseudo", "given", "true", "none"]
+
+T = TypeVar("T")
 
 
 class Figures(NamedTuple):
@@ -46,14 +50,25 @@ class Figures(NamedTuple):
     cluster_purity: float  # share of these that are of the person whom most in their cluster are of
 
 
+class Guess(NamedTuple):
+    """Of each of the N images of the target; the labelled ones are as they are, with a weight of 1 and a score of 0."""
+
+    persons: Any  # [N] int64, a place among the persons of the labelled images
+    weights: Any  # [N] float32, confidence
+    scores: Any  # [N] float32, higher is more alike
+
+
 class OneShotAdaptation(Callback):
     """Trains a `OneShotRecipe` on the source first, then in iterations on the target.
 
     The recipe's own schedule of learning rates ends with the epochs on the source. Every iteration logs `Figures` after
-    its last epoch, writes its labels as ``pseudo_labels/iteration_NN.csv`` in the folder of the run, and at the end of
-    training the kept network labels the target once more, ``pseudo_labels/final.csv``, which a new network can be
-    trained on (`gingham.methods.oneshot_reid.data.AdaptationData`, ``labels_file``). Everything that a killed run needs
-    to go on is in its checkpoints.
+    its last epoch and writes its labels as ``pseudo_labels/iteration_NN.csv`` in the folder of the run, beside
+    ``split.json``, the labelled images. At the end of training the kept network labels the target once more,
+    ``pseudo_labels/final.csv``, which a new network can be trained on
+    (`gingham.methods.oneshot_reid.data.AdaptationData`, ``labels_file``). Everything that a killed run needs to go on
+    is in its checkpoints.
+
+    Labels and clusters are made by the first process, for all, in memory for a few matrices of all pairs of images.
 
     Args:
         start: epochs on the source before the first iteration, 0 or more; 0 needs ``source_weights`` of the recipe.
@@ -72,7 +87,8 @@ class OneShotAdaptation(Callback):
         diagonal: of their distances, see `gingham.methods.oneshot_reid.mining.mining_distances`.
         radius_share: rho, see `gingham.methods.oneshot_reid.mining.mining_radius`.
         min_samples: images around a core of a cluster, 1 or more.
-        keep: which network is left at the end, of the "last" epoch or of the "best" validation in an iteration.
+        keep: which network is left at the end, of the "last" epoch or of the "best" validation in an iteration, which
+            is also written as ``kept.ckpt`` where the trainer has a folder of checkpoints.
         write_labels: False writes no files.
 
     Raises:
@@ -141,6 +157,7 @@ class OneShotAdaptation(Callback):
         self.min_samples, self.keep, self.write_labels = min_samples, keep, write_labels
         self.current: TargetLabels | None = None
         self.figures: Figures | None = None
+        self.split: str | None = None  # the hash of the labelled images' names
         self.radius: float | None = None  # of the first iteration
         self.best: dict[str, Tensor] | None = None
         self.best_score = -math.inf
@@ -155,7 +172,7 @@ class OneShotAdaptation(Callback):
                 for name, value in self.current._asdict().items()
             }
         figures = None if self.figures is None else self.figures._asdict()
-        state = {"labels": labels, "figures": figures, "radius": self.radius}
+        state = {"labels": labels, "figures": figures, "radius": self.radius, "split": self.split}
         return state | {"best": self.best, "best_score": self.best_score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -165,6 +182,7 @@ class OneShotAdaptation(Callback):
             self.current = TargetLabels(**kept)
         self.figures = None if figures is None else Figures(**figures)
         self.radius, self.best, self.best_score = state_dict["radius"], state_dict["best"], state_dict["best_score"]
+        self.split = state_dict["split"]
 
     # ------------------------------------------------------------------------------------------ training
 
@@ -188,9 +206,37 @@ class OneShotAdaptation(Callback):
             raise CheckpointError(
                 f"the checkpoint has labels of {len(self.current.weights)} images, the target has {len(data.target)}"
             )
+        if self.split not in (None, data.split.sha256):
+            raise CheckpointError(
+                "the checkpoint is of a training with other labelled images (data.split_file, split_seed, split_rule "
+                f"or shots): the sha256 of their names is {self.split}, now {data.split.sha256}"
+            )
+        self.split = data.split.sha256
+        self._require_batches(trainer, pl_module, data)
+        folder = self._folder(trainer)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_split(folder / "split.json", data.split)
         data.use_labels(self.current)
         # Where a run is resumed, the moment may have come since its checkpoint was written.
         self._label_if_due(trainer, pl_module, data.next_epoch())
+
+    def _require_batches(self, trainer: lightning.Trainer, recipe: OneShotRecipe, data: AdaptationData) -> None:
+        """Raise now what would only be raised after the epochs on the source."""
+        if self.iterations(trainer) < 1:
+            return
+        shape, known = data.shapes["assigned"], len(data.known_ids)
+        if shape.persons < 2:
+            raise DataError(f"data.target_persons_per_batch must be 2 or more, got {shape.persons}")
+        if recipe.target_mining == "semi" and shape.images < 2:
+            raise DataError(
+                f"data.target_items_per_person must be 2 or more where target_mining is 'semi', got {shape.images}"
+            )
+        if self.labels != "none" and known < shape.persons * data.process()[1]:
+            raise DataError(
+                f"the labelled images are of {known} persons, fewer than a batch of all processes has: "
+                f"data.target_persons_per_batch {shape.persons} x {data.process()[1]}"
+            )
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_index: int
@@ -236,9 +282,13 @@ class OneShotAdaptation(Callback):
             return
         if self.best is not None:
             pl_module.network.load_state_dict(self.best)
+            files = trainer.checkpoint_callback
+            if isinstance(files, ModelCheckpoint) and files.dirpath is not None:
+                trainer.save_checkpoint(Path(files.dirpath) / "kept.ckpt", weights_only=False)
         if self.labels == "pseudo":
             data: AdaptationData = trainer.datamodule  # type: ignore[attr-defined]
-            self._write(trainer, data, "final", *self._guess(data, pl_module.features_of(data.target_loader())))
+            target = pl_module.features_of(data.target_loader())
+            self._write(trainer, data, "final", _once(trainer, lambda: self._guess(data, target)))
 
     # ------------------------------------------------------------------------------------------ labels
 
@@ -254,17 +304,16 @@ class OneShotAdaptation(Callback):
             return
         data: AdaptationData = trainer.datamodule  # type: ignore[attr-defined]
         target = recipe.features_of(data.target_loader())
-        clusters = self._clusters(recipe, data, target) if self.self_mining else None
+        source = recipe.features_of(data.source_loader()) if self.self_mining else None
+        # Once for all processes: it takes memory, and machines of different kinds round differently.
+        made = _once(trainer, lambda: self._make(data, target, source, due, self.iterations(trainer)))
+        self.radius, guess, clusters, selected = made
         known = data.known_persons
         persons: Any = known
         weights = np.ones(len(known), np.float32)
-        guessed = np.zeros(len(known), bool)
-        if self.labels == "pseudo":
-            persons, weights, scores = self._guess(data, target)
-            is_free = known < 0
-            guessed[is_free] = select(torch.from_numpy(scores[is_free]), due, self.iterations(trainer), self.selection)
-            persons = np.where(is_free & ~guessed, -1, persons)
-            self._write(trainer, data, f"iteration_{due:02d}", persons, weights, scores, clusters)
+        if guess is not None:
+            self._write(trainer, data, f"iteration_{due:02d}", guess, selected, clusters)
+            persons, weights = np.where(selected, guess.persons, -1), guess.weights
         elif self.labels == "true":
             persons = data.true_persons
         elif self.labels == "none":
@@ -272,11 +321,24 @@ class OneShotAdaptation(Callback):
             if clusters is None:
                 raise DataError(f"iteration {due} has nothing to train on: labels is 'none', and clusters are too few")
         self.current = TargetLabels(due, epoch, persons, weights, clusters)
-        self.figures = _figures(self.current, guessed, data.true_persons)
+        self.figures = _figures(self.current, selected & (known < 0), data.true_persons)
         data.use_labels(self.current)
 
-    def _guess(self, data: AdaptationData, target: Tensor) -> tuple[Any, Any, Any]:
-        """Person, weight and score of every image, those of the labelled ones as they are."""
+    def _make(
+        self, data: AdaptationData, target: Tensor, source: Tensor | None, iteration: int, iterations: int
+    ) -> tuple[float | None, Guess | None, Any, Any]:
+        """Radius and clusters, labels, and which images take part with them, of an iteration."""
+        clusters = None if source is None else self._clusters(data, target, source)
+        known = data.known_persons
+        selected = known >= 0
+        if self.labels != "pseudo":
+            return self.radius, None, clusters, selected
+        guess = self._guess(data, target)
+        is_free = known < 0
+        selected[is_free] = select(torch.from_numpy(guess.scores[is_free]), iteration, iterations, self.selection)
+        return self.radius, guess, clusters, selected
+
+    def _guess(self, data: AdaptationData, target: Tensor) -> Guess:
         persons = data.known_persons.copy()
         weights, scores = np.ones(len(persons), np.float32), np.zeros(len(persons), np.float32)
         is_known = persons >= 0
@@ -293,15 +355,17 @@ class OneShotAdaptation(Callback):
         persons[~is_known] = found.persons.numpy()
         weights[~is_known] = found.weights.numpy()
         scores[~is_known] = found.scores.numpy()
-        return persons, weights, scores
+        return Guess(persons, weights, scores)
 
-    def _clusters(self, recipe: OneShotRecipe, data: AdaptationData, target: Tensor) -> Any:
-        source = recipe.features_of(data.source_loader())
+    def _clusters(self, data: AdaptationData, target: Tensor, source: Tensor) -> Any:
         distances = mining_distances(
             target, source, k1=self.k1, k2=self.k2, source_share=self.source_share, diagonal=self.diagonal
         )
         if self.radius is None:
-            self.radius = mining_radius(distances, self.radius_share)
+            try:
+                self.radius = mining_radius(distances, self.radius_share)
+            except ValueError as error:
+                raise DataError(f"radius_share of the adaptation does not fit: {error}") from error
         clusters = dbscan(distances, self.radius, self.min_samples).numpy()
         if (count := int(clusters.max(initial=-1)) + 1) < data.least_clusters():
             rank_zero_warn(
@@ -311,32 +375,51 @@ class OneShotAdaptation(Callback):
             return None
         return clusters
 
+    def _folder(self, trainer: lightning.Trainer) -> Path | None:
+        """Where labels are written; None in all processes but the first, or where none are."""
+        folder = trainer.log_dir or trainer.default_root_dir  # a broadcast: every process has to ask
+        return Path(folder) / "pseudo_labels" if self.write_labels and trainer.is_global_zero else None
+
     def _write(
         self,
         trainer: lightning.Trainer,
         data: AdaptationData,
         name: str,
-        persons: Any,
-        weights: Any,
-        scores: Any,
+        guess: Guess,
+        selected: Any = None,
         clusters: Any = None,
     ) -> None:
-        folder = trainer.log_dir or trainer.default_root_dir  # a broadcast: every process has to ask
-        if not self.write_labels or not trainer.is_global_zero:
+        folder = self._folder(trainer)
+        if folder is None:
             return
-        file = Path(folder) / "pseudo_labels" / f"{name}.csv"
-        file.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{name}.csv"
         part = file.with_suffix(".part")
         ids, known = data.known_ids, data.known_persons
         with part.open("w", newline="") as table:
             writer = csv.writer(table, lineterminator="\n")
-            writer.writerow(["name", "person", "weight", "score", "labelled", "cluster"])
+            writer.writerow(["name", "person", "weight", "score", "labelled", "selected", "cluster"])
             for index, image in enumerate(data.target.names):
                 cluster = "" if clusters is None else int(clusters[index])
-                person = "" if persons[index] < 0 else int(ids[persons[index]])
-                row = [image, person, f"{weights[index]:.6f}", f"{scores[index]:.6f}"]
-                writer.writerow([*row, int(known[index] >= 0), cluster])
+                taken = 1 if selected is None else int(selected[index])
+                row = [image, int(ids[guess.persons[index]]), f"{guess.weights[index]:.6f}"]
+                writer.writerow([*row, f"{guess.scores[index]:.6f}", int(known[index] >= 0), taken, cluster])
         part.replace(file)
+
+
+def _once(trainer: lightning.Trainer, make: Callable[[], T]) -> T:
+    """What the first process makes, in all of them; where that fails, all of them fail."""
+    outcome: Any = None
+    if trainer.is_global_zero:
+        try:
+            outcome = make()
+        except (ValueError, RuntimeError) as error:
+            outcome = error
+    outcome = trainer.strategy.broadcast(outcome)
+    if isinstance(outcome, Exception):
+        raise outcome
+    made: T = outcome
+    return made
 
 
 def _figures(labels: TargetLabels, guessed: Any, truth: Any) -> Figures:

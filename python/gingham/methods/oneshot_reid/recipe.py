@@ -113,6 +113,13 @@ class OneShotRecipe(ReidRecipe):
         ):
             if layer is not None and layer.out_features != persons:
                 raise DataError(f"the network has {option} {layer.out_features}, the {domain} has {persons} persons")
+        shape = data.shapes["source"]
+        if shape.persons < 2:
+            raise DataError(f"data.persons_per_batch must be 2 or more, got {shape.persons}")
+        if self.source_mining == "semi" and shape.images < 2:
+            raise DataError(
+                f"data.items_per_person must be 2 or more where source_mining is 'semi', got {shape.images}"
+            )
         if self.source_weights is not None and self.trainer.ckpt_path is None:
             self._load_source(self.source_weights)
 
@@ -153,6 +160,9 @@ class OneShotRecipe(ReidRecipe):
 
         Returns:
             [N, C] float32 on the CPU, in every process.
+
+        Raises:
+            DataError: the features of an image are NaN or infinite.
         """
         from tqdm import tqdm
 
@@ -169,7 +179,10 @@ class OneShotRecipe(ReidRecipe):
                 parts.append(F.normalize(features.float()).cpu())
         self.train(was_training)
         length = len(loader.dataset)  # type: ignore[arg-type]
-        return _gathered(torch.cat(parts) if parts else torch.zeros(0, 0), length)
+        features = _gathered(torch.cat(parts) if parts else torch.zeros(0, 0), length)
+        if not bool(features.isfinite().all()):
+            raise DataError("features must be finite, got NaN or infinity: the network has diverged")
+        return features
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         parts: dict[str, Tensor] = {}
@@ -210,7 +223,7 @@ def _gathered(part: Tensor, length: int) -> Tensor:
         return part
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, part)
-    whole = part.new_empty(length, part.size(1))
-    for rank, rows in enumerate(parts):
+    whole: Tensor = parts[0].new_empty(length, parts[0].size(1))
+    for rank, rows in enumerate(parts[:length]):  # with fewer images than processes, the others have none
         whole[rank :: len(parts)] = rows
     return whole
