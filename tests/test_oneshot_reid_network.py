@@ -67,6 +67,24 @@ def test_classifiers_see_the_embedding_and_differ_by_name_only() -> None:
     assert not torch.equal(model(images).source_logits, model(images).source_logits)  # dropout
 
 
+@pytest.mark.parametrize(("parts", "rows"), [(2, 4), (3, 2)])
+def test_parts_are_means_of_as_many_rows_each_from_the_top(parts: int, rows: int) -> None:
+    model, whole = small(num_parts=parts).eval(), small().eval()
+    assert model.state_dict().keys() == whole.state_dict().keys()
+    images = torch.randn(3, 3, 64, 32)
+    output = model(images)
+    (features,) = model.backbone(images)
+    assert output.parts.shape == (3, parts, 16)
+    for part in range(parts):
+        expected = features[:, :, part * rows : (part + 1) * rows].mean((2, 3))
+        torch.testing.assert_close(output.parts[:, part], expected)
+    torch.testing.assert_close(output.pooled, whole(images).pooled)
+    assert whole(images).parts is None
+    assert small(num_parts=parts, num_classes=2).eval()(images).parts.shape == (3, parts, 16)
+    with pytest.raises(ValueError, match=rf"large enough for {parts} parts, got a map of 1 rows"):
+        model(images[:, :, :8])
+
+
 def test_new_layers_begin_small() -> None:
     model = small(num_classes=40, embedding_channels=400)
     for layer in (model.embedding[0], model.source_classifier):
@@ -128,6 +146,7 @@ def test_groups_change_training_only_and_no_weights() -> None:
         {"target_classes": -1},
         {"embedding_channels": 0},
         {"dropout": 1.0},
+        {"num_parts": 0},
         {"last_stride": 4},
         {"bn_group": 1},
     ],

@@ -24,6 +24,7 @@ from gingham.methods.oneshot_reid.mining import (
 from gingham.methods.oneshot_reid.network import EmbeddingOutput
 from gingham.methods.oneshot_reid.objective import classification_loss, embedding_loss, pseudo_labels, select
 from gingham.methods.oneshot_reid.split import one_shot_split, read_split, write_split
+from gingham.nn.triplet_loss import triplet_loss
 from gingham.ops import k_reciprocal_rerank
 
 
@@ -184,6 +185,33 @@ def test_both_outputs_are_weighted(weighting: Any, mining: Any, golden: float) -
     for output, times in ((once, 1), (EmbeddingOutput(POINTS, POINTS), 2)):
         loss = embedding_loss(output, PERSONS, WEIGHTS, margin=0.5, mining=mining, weighting=weighting)
         assert float(loss) == pytest.approx(times * golden, abs=1e-7)
+
+
+def test_parts_add_their_triplets() -> None:
+    """Two parts at the points of the golden loss; the second has persons of its own."""
+    far = torch.zeros(6, 2) + 10 * PERSONS[:, None]
+    output = EmbeddingOutput(far, far, parts=torch.stack([POINTS, POINTS], dim=1))
+    for weighting, golden in (("none", 0.12267800), ("sample", 0.06133900), ("batch", 0.09098618)):
+        loss = embedding_loss(output, PERSONS, WEIGHTS, weighting=weighting)  # type: ignore[arg-type]
+        assert float(loss) == pytest.approx(2 * golden, abs=1e-7)
+    own = torch.stack([PERSONS, PERSONS[[3, 0, 1, 2, 4, 5]]], dim=1)
+    second = triplet_loss(POINTS, own[:, 1], margin=0.5, mining="semi")
+    assert float(embedding_loss(output, PERSONS, part_persons=own)) == pytest.approx(0.12267800 + float(second))
+    assert abs(float(second) - 0.122678) > 0.1
+
+
+def test_a_part_without_triplets_adds_nothing() -> None:
+    far = torch.zeros(6, 2) + 10 * PERSONS[:, None]
+    output = EmbeddingOutput(far, far, parts=POINTS[:, None])
+    for persons, mining in (
+        (torch.zeros(6, 1), "semi"),
+        (torch.zeros(6, 1), "hard"),
+        (torch.arange(6)[:, None], "semi"),
+    ):
+        assert float(embedding_loss(output, PERSONS, part_persons=persons.long(), mining=mining)) == 0  # type: ignore[arg-type]
+    assert float(embedding_loss(output, PERSONS, part_persons=torch.arange(6)[:, None], mining="hard", margin=0.5)) == 0
+    with pytest.raises(ValueError, match=r"^part_persons must be \[B, P\]"):
+        embedding_loss(output, PERSONS, part_persons=torch.zeros(6, 2))
 
 
 @pytest.mark.parametrize("weighting", ["sample", "batch"])

@@ -24,6 +24,7 @@ from gingham.errors import CheckpointError, DataError
 from gingham.methods.oneshot_reid import adaptation as adaptation_module
 from gingham.methods.oneshot_reid.adaptation import OneShotAdaptation
 from gingham.methods.oneshot_reid.data import AdaptationData
+from gingham.methods.oneshot_reid.objective import embedding_loss
 from gingham.methods.oneshot_reid.recipe import OneShotRecipe
 from gingham.methods.oneshot_reid.split import one_shot_split, read_split, write_split
 from gingham.nn.checkpoint import read_state_dict
@@ -336,6 +337,46 @@ def test_the_radius_is_that_of_the_first_iteration(tmp_path: Path, monkeypatch: 
     fit(tmp_path, adaptation(epochs=1, decay_epoch=1), max_epochs=4)
     assert len(measured) == 1 and [radius for radius, _ in used] == measured * 3
     assert used[2][1] != measured[0]
+
+
+def test_parts_of_images_have_clusters_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[np.ndarray] = []
+    seen: list[torch.Tensor] = []
+    cluster, measure = adaptation_module.dbscan, adaptation_module.mining_distances
+
+    def clusters(distances: Any, radius: float, min_samples: int) -> Any:
+        found.append(cluster(distances, radius, min_samples).numpy())
+        return torch.from_numpy(found[-1])
+
+    def distances(target: Any, source: Any, **options: Any) -> Any:
+        seen.append(target)
+        return measure(target, source, **options)
+
+    monkeypatch.setattr(adaptation_module, "dbscan", clusters)
+    monkeypatch.setattr(adaptation_module, "mining_distances", distances)
+    callback, watch = adaptation(start=1, epochs=1, decay_epoch=1, radius_share=0.3), Watch()
+    model = recipe({"num_parts": 2})
+    fit(tmp_path, callback, to=model, max_epochs=3, callbacks=[watch])
+    assert len(found) == 2 * 3 and len(callback.radii) == 3
+    for features in seen:
+        torch.testing.assert_close(features.norm(dim=1), torch.ones(30))
+        assert features.shape == (30, 8)
+    inside = np.all([part >= 0 for part in found[3:]], axis=0)
+    labels = callback.current
+    assert ((labels.clusters >= 0) == inside).all() and inside.any()  # type: ignore[union-attr]
+    pairs = {*zip(labels.clusters[inside].tolist(), found[3][inside].tolist(), strict=True)}  # type: ignore[union-attr]
+    assert sorted(number for number, _ in pairs) == list(range(len(pairs)))
+    for batch in watch.batches[STEPS:]:
+        assert batch["assigned"].keys() == {"image", "person", "weight", "index"}
+    last = watch.batches[-1]["mined"]
+    assert last["parts"].tolist() == np.stack(found[4:], axis=1)[last["index"]].tolist()
+    output = model.network(last["image"])
+    alone = embedding_loss(output, last["person"], part_persons=last["parts"])
+    assert float(model._losses("mined", output, last)["mined"]) == pytest.approx(float(alone))
+    assert model.embed(last["image"]).shape == (4, 24)
+    again = adaptation()
+    again.load_state_dict(callback.state_dict())
+    assert again.radii == callback.radii and (again.current.parts == labels.parts).all()  # type: ignore[union-attr]
 
 
 def test_an_iteration_with_too_few_clusters_does_without(tmp_path: Path) -> None:

@@ -96,6 +96,16 @@ def test_the_target_comes_with_labels_and_clusters_and_never_with_its_persons() 
     assert batches(of).batches(3) == before
 
 
+def test_clusters_of_parts_come_with_mined_images() -> None:
+    of = streams()
+    of.labels = labels(parts=np.arange(24).reshape(12, 2))
+    for batch in items(of, 2):
+        assert "parts" not in batch["assigned"]
+        assert batch["mined"]["parts"].tolist() == [
+            [2 * index, 2 * index + 1] for index in batch["mined"]["index"].tolist()
+        ]
+
+
 def test_a_stream_can_be_without() -> None:
     of = streams()
     of.labels = labels(persons=None)

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import lightning
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -158,7 +159,7 @@ class OneShotAdaptation(Callback):
         self.current: TargetLabels | None = None
         self.figures: Figures | None = None
         self.split: str | None = None  # the hash of the labelled images' names
-        self.radius: float | None = None  # of the first iteration
+        self.radii: list[float] = []  # of the first iteration: of whole images, and of each part where there are parts
         self.best: dict[str, Tensor] | None = None
         self.best_score = -math.inf
 
@@ -172,7 +173,7 @@ class OneShotAdaptation(Callback):
                 for name, value in self.current._asdict().items()
             }
         figures = None if self.figures is None else self.figures._asdict()
-        state = {"labels": labels, "figures": figures, "radius": self.radius, "split": self.split}
+        state = {"labels": labels, "figures": figures, "radii": self.radii, "split": self.split}
         return state | {"best": self.best, "best_score": self.best_score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -181,7 +182,7 @@ class OneShotAdaptation(Callback):
             kept: Any = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in labels.items()}
             self.current = TargetLabels(**kept)
         self.figures = None if figures is None else Figures(**figures)
-        self.radius, self.best, self.best_score = state_dict["radius"], state_dict["best"], state_dict["best_score"]
+        self.radii, self.best, self.best_score = state_dict["radii"], state_dict["best"], state_dict["best_score"]
         self.split = state_dict["split"]
 
     # ------------------------------------------------------------------------------------------ training
@@ -306,8 +307,9 @@ class OneShotAdaptation(Callback):
         target = recipe.features_of(data.target_loader())
         source = recipe.features_of(data.source_loader()) if self.self_mining else None
         # Once for all processes: it takes memory, and machines of different kinds round differently.
-        made = _once(trainer, lambda: self._make(data, target, source, due, self.iterations(trainer)))
-        self.radius, guess, clusters, selected = made
+        groups = 1 if recipe.network.num_parts == 1 else 1 + recipe.network.num_parts
+        outcome = _once(trainer, lambda: self._make(data, target, source, groups, due, self.iterations(trainer)))
+        self.radii, (clusters, parts), guess, selected = outcome
         known = data.known_persons
         persons: Any = known
         weights = np.ones(len(known), np.float32)
@@ -320,23 +322,23 @@ class OneShotAdaptation(Callback):
             persons = None
             if clusters is None:
                 raise DataError(f"iteration {due} has nothing to train on: labels is 'none', and clusters are too few")
-        self.current = TargetLabels(due, epoch, persons, weights, clusters)
+        self.current = TargetLabels(due, epoch, persons, weights, clusters, parts)
         self.figures = _figures(self.current, selected & (known < 0), data.true_persons)
         data.use_labels(self.current)
 
     def _make(
-        self, data: AdaptationData, target: Tensor, source: Tensor | None, iteration: int, iterations: int
-    ) -> tuple[float | None, Guess | None, Any, Any]:
-        """Radius and clusters, labels, and which images take part with them, of an iteration."""
-        clusters = None if source is None else self._clusters(data, target, source)
+        self, data: AdaptationData, target: Tensor, source: Tensor | None, groups: int, iteration: int, iterations: int
+    ) -> tuple[list[float], tuple[Any, Any], Guess | None, Any]:
+        """Radii and clusters, labels, and which images take part with them, of an iteration."""
+        clusters = (None, None) if source is None else self._clusters(data, target, source, groups)
         known = data.known_persons
         selected = known >= 0
         if self.labels != "pseudo":
-            return self.radius, None, clusters, selected
+            return self.radii, clusters, None, selected
         guess = self._guess(data, target)
         is_free = known < 0
         selected[is_free] = select(torch.from_numpy(guess.scores[is_free]), iteration, iterations, self.selection)
-        return self.radius, guess, clusters, selected
+        return self.radii, clusters, guess, selected
 
     def _guess(self, data: AdaptationData, target: Tensor) -> Guess:
         persons = data.known_persons.copy()
@@ -357,23 +359,37 @@ class OneShotAdaptation(Callback):
         scores[~is_known] = found.scores.numpy()
         return Guess(persons, weights, scores)
 
-    def _clusters(self, data: AdaptationData, target: Tensor, source: Tensor) -> Any:
-        distances = mining_distances(
-            target, source, k1=self.k1, k2=self.k2, source_share=self.source_share, diagonal=self.diagonal
-        )
-        if self.radius is None:
-            try:
-                self.radius = mining_radius(distances, self.radius_share)
-            except ValueError as error:
-                raise DataError(f"radius_share of the adaptation does not fit: {error}") from error
-        clusters = dbscan(distances, self.radius, self.min_samples).numpy()
+    def _clusters(self, data: AdaptationData, target: Tensor, source: Tensor, groups: int) -> tuple[Any, Any]:
+        """Clusters [N] of the images and, with more than one group of features, those of their parts [N, P].
+
+        An image that is noise in one group is noise. Nothing where too few clusters are left.
+        """
+        found: list[Any] = []
+        for group, features in enumerate(zip(target.chunk(groups, dim=1), source.chunk(groups, dim=1), strict=True)):
+            if groups > 1:
+                features = (F.normalize(features[0]), F.normalize(features[1]))
+            distances = mining_distances(
+                *features, k1=self.k1, k2=self.k2, source_share=self.source_share, diagonal=self.diagonal
+            )
+            if len(self.radii) == group:
+                try:
+                    self.radii.append(mining_radius(distances, self.radius_share))
+                except ValueError as error:
+                    raise DataError(f"radius_share of the adaptation does not fit: {error}") from error
+            found.append(dbscan(distances, self.radii[group], self.min_samples).numpy())
+        clusters, parts = found[0], None
+        if groups > 1:
+            parts = np.stack(found[1:], axis=1)
+            inside = (np.stack(found) >= 0).all(axis=0)
+            clusters = np.full_like(clusters, -1)
+            clusters[inside] = np.unique(found[0][inside], return_inverse=True)[1]
         if (count := int(clusters.max(initial=-1)) + 1) < data.least_clusters():
             rank_zero_warn(
                 f"self-mining found {count} clusters, fewer than the {data.least_clusters()} of a batch: this "
                 "iteration does without"
             )
-            return None
-        return clusters
+            return None, None
+        return clusters, parts
 
     def _folder(self, trainer: lightning.Trainer) -> Path | None:
         """Where labels are written; None in all processes but the first, or where none are."""

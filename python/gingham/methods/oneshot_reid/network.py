@@ -1,4 +1,4 @@
-"""The network of one-shot adaptation: a backbone, two outputs that triplets are made of, and classifiers if wanted.
+"""The network of one-shot adaptation: a backbone, outputs that triplets are made of, and classifiers if wanted.
 
 Paper: Fu et al., One Shot Domain Adaptation for Person Re-Identification, https://arxiv.org/abs/1811.10144v1. Layers as
 in the authors' later code, https://github.com/OasisYang/SSG.
@@ -24,6 +24,7 @@ class EmbeddingOutput(NamedTuple):
     embedding: Tensor  # [B, E]: x2
     source_logits: Tensor | None = None  # [B, K], of the persons of the source
     target_logits: Tensor | None = None  # [B, L], of the persons of the target
+    parts: Tensor | None = None  # [B, P, C]: pooled over each part of the rows, where there are several
 
 
 class OneShotReID(
@@ -40,6 +41,8 @@ class OneShotReID(
         target_classes: persons of the target that are classified; 0 for no classifier, as in the code.
         embedding_channels: E.
         dropout: before the classifiers, 0 to below 1.
+        num_parts: P. 2 and more also pool that many parts of the map, of H // P rows each from the top (rows that are
+            left over are in none), as the paper that followed does with 2; 1 pools the whole alone.
         last_stride: 2, or 1 for maps of twice the size in the last stage, which is not dilated. Of "small": 2 is its
             output stride 8, 1 its output stride 4.
         bn_group: images that batch normalisation takes its statistics over in training: a batch is cut into groups of
@@ -55,7 +58,7 @@ class OneShotReID(
         BackboneError: a backbone that does not exist or does not have an option, or whose batch normalisation has no
             groups.
         CheckpointError: backbone weights that cannot be found or do not fit.
-        ValueError: a number out of its range.
+        ValueError: a number out of its range; images whose map has fewer rows than parts.
 
     Source: the authors' later code. There the classifier is built for training on the source only.
 
@@ -73,6 +76,7 @@ class OneShotReID(
         target_classes: int = 0,
         embedding_channels: int = 2048,
         dropout: float = 0.1,
+        num_parts: int = 1,
         last_stride: int = 2,
         bn_group: int | None = 64,
         backbone_weights: str | None = None,
@@ -86,10 +90,13 @@ class OneShotReID(
             raise ValueError(f"embedding_channels must be 1 or more, got {embedding_channels}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be 0 to below 1, got {dropout}")
+        if num_parts < 1:
+            raise ValueError(f"num_parts must be 1 or more, got {num_parts}")
         if last_stride not in (1, 2):
             raise ValueError(f"last_stride must be 1 or 2, got {last_stride}")
         if bn_group is not None and bn_group < 2:
             raise ValueError(f"bn_group must be 2 or more, got {bn_group}")
+        self.num_parts = num_parts
         usual = 8 if backbone == "small" else 32
         self.backbone = Backbone(
             backbone,
@@ -118,14 +125,24 @@ class OneShotReID(
         (features,) = self.backbone(images)
         pooled = features.mean(dim=(2, 3))
         embedding = self.embedding(pooled)
+        parts = self._pool_parts(features) if self.num_parts > 1 else None
         if self.source_classifier is None and self.target_classifier is None:
-            return EmbeddingOutput(pooled, embedding)
+            return EmbeddingOutput(pooled, embedding, parts=parts)
         dropped = self.dropout(embedding)
         source, target = (
             None if classifier is None else classifier(dropped)
             for classifier in (self.source_classifier, self.target_classifier)
         )
-        return EmbeddingOutput(pooled, embedding, source, target)
+        return EmbeddingOutput(pooled, embedding, source, target, parts)
+
+    def _pool_parts(self, features: Tensor) -> Tensor:
+        rows = features.shape[2] // self.num_parts
+        if rows == 0:
+            raise ValueError(
+                f"images must be large enough for {self.num_parts} parts, got a map of {features.shape[2]} rows"
+            )
+        parts = features[:, :, : rows * self.num_parts].unflatten(2, (self.num_parts, rows))
+        return parts.mean(dim=(3, 4)).transpose(1, 2)
 
 
 class GroupedBatchNorm(_BatchNorm):

@@ -160,16 +160,19 @@ def embedding_loss(
     persons: Tensor,
     weights: Tensor | None = None,
     *,
+    part_persons: Tensor | None = None,
     margin: float | Literal["soft"] = 0.5,
     mining: Mining = "semi",
     weighting: Weighting = "sample",
 ) -> Tensor:
-    """The triplet losses of both outputs of the network, their sum.
+    """The triplet losses of both outputs of the network and of its parts, their sum.
 
     Args:
         output: of B images.
         persons: [B] int64; for mining "semi" in runs of as many images each.
         weights: [B], 0 to 1, confidences of the persons; None for 1. They get no gradient.
+        part_persons: [B, P] int64, whom each part shows, where that is known of parts alone; a part whose persons make
+            no triplet in this batch adds nothing. None for `persons`.
         margin: see `gingham.nn.triplet_loss.triplet_loss`.
         mining: "hard" or "semi", see there.
         weighting: "sample", each triplet counts as its anchor's weight; "batch", all as the batch's mean weight;
@@ -179,7 +182,7 @@ def embedding_loss(
         Scalar.
 
     Raises:
-        ValueError: an unknown weighting, or what `triplet_loss` refuses.
+        ValueError: an unknown weighting, `part_persons` that do not fit, or what `triplet_loss` refuses.
 
     Source: the authors' later code, whose weights act on whole batches only ("batch"); "sample" is what the paper's
     abstract says, its formula is not confirmed.
@@ -194,7 +197,24 @@ def embedding_loss(
     options: dict[str, Any] = {"margin": margin, "mining": mining}
     if weights is not None and weighting != "none":
         options |= {"weights": weights, "weighting": weighting}
-    return triplet_loss(output.pooled, persons, **options) + triplet_loss(output.embedding, persons, **options)
+    loss = triplet_loss(output.pooled, persons, **options) + triplet_loss(output.embedding, persons, **options)
+    if output.parts is None:
+        return loss
+    if part_persons is None:
+        part_persons = persons[:, None].expand(output.parts.shape[:2])
+    elif part_persons.shape != output.parts.shape[:2]:
+        raise ValueError(
+            f"part_persons must be [B, P] for parts {list(output.parts.shape)}, got {list(part_persons.shape)}"
+        )
+    for features, shown in zip(output.parts.unbind(1), part_persons.unbind(1), strict=True):
+        if _makes_triplets(shown, mining):
+            loss = loss + triplet_loss(features, shown, **options)
+    return loss
+
+
+def _makes_triplets(persons: Tensor, mining: Mining) -> bool:
+    same = persons[:, None] == persons
+    return not bool(same.all()) and (mining == "hard" or bool(same.triu(diagonal=1).any()))
 
 
 def classification_loss(

@@ -150,7 +150,7 @@ class OneShotRecipe(ReidRecipe):
 
     def embed(self, pixels: Tensor) -> Tensor:
         output: EmbeddingOutput = self.network(pixels)
-        return output.pooled
+        return output.pooled if output.parts is None else torch.cat([output.pooled, output.parts.flatten(1)], dim=1)
 
     def features_of(self, loader: DataLoader[Any]) -> Tensor:
         """What images are labelled by: features of image and mirror image, added and normalised.
@@ -159,7 +159,7 @@ class OneShotRecipe(ReidRecipe):
             loader: this process's share of N images, every world_size-th of them.
 
         Returns:
-            [N, C] float32 on the CPU, in every process.
+            [N, C] float32 on the CPU, in every process; with P parts of images [N, (1 + P) C], the whole first.
 
         Raises:
             DataError: the features of an image are NaN or infinite.
@@ -205,7 +205,9 @@ class OneShotRecipe(ReidRecipe):
                 found["source_classes"] = weighted_cross_entropy(output.source_logits, persons)
             return found
         if stream == "mined":
-            return {"mined": embedding_loss(output, persons, margin=margin, mining=self.target_mining)}
+            parts = batch.get("parts")
+            options: dict[str, Any] = {"margin": margin, "mining": self.target_mining}
+            return {"mined": embedding_loss(output, persons, part_persons=parts, **options)}
         weighting = self.weighting
         found = {
             "assigned": embedding_loss(

@@ -33,6 +33,7 @@ class TargetLabels(NamedTuple):
     persons: Numbers | None  # [N], -1 for images that do not take part; None for no such batches
     weights: NDArray[np.float32]  # [N], 0 to 1
     clusters: Numbers | None  # [N], -1 for noise; None for no such batches
+    parts: Numbers | None = None  # [N, P], clusters of each part of the images, where parts have their own
 
 
 class BatchShape(NamedTuple):
@@ -82,7 +83,10 @@ class Streams(Dataset[dict[str, Any]]):
         dataset = self.source if stream == "source" else self.target
         weight = float(self.labels.weights[place]) if stream == "assigned" and self.labels else 1.0
         image = self.transforms[stream](dataset.read(place))
-        return {"stream": stream, "image": image, "person": int(persons[place]), "weight": weight, "index": place}
+        item = {"stream": stream, "image": image, "person": int(persons[place]), "weight": weight, "index": place}
+        if stream == "mined" and self.labels is not None and self.labels.parts is not None:
+            item["parts"] = self.labels.parts[place]
+        return item
 
 
 class StreamBatches(OrderedBatches[Position]):
@@ -157,7 +161,10 @@ class StreamBatches(OrderedBatches[Position]):
 
 
 def collate_streams(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of each stream that has items, by its name: ``image``, ``person``, ``weight`` and ``index``."""
+    """A batch of each stream that has items, by its name: ``image``, ``person``, ``weight`` and ``index``.
+
+    Mined images whose parts have clusters of their own have ``parts``, int64 [B, P], too.
+    """
     found: dict[str, Any] = {}
     for stream in STREAMS:
         part = [{name: value for name, value in x.items() if name != "stream"} for x in items if x["stream"] == stream]
