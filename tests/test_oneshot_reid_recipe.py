@@ -143,6 +143,7 @@ def test_it_logs_scores_and_how_good_the_labels_were(finished: Any) -> None:
     assert logged["pseudo_labels"] == guessed.sum() == 25
     right = labels.persons[guessed] == truth[guessed]
     assert logged["pseudo_accuracy"] == pytest.approx(right.mean())
+    assert "pseudo_accuracy" in run.progress_bar_metrics
     assert logged["weight_right"] == pytest.approx(labels.weights[guessed][right].mean())
     assert logged["weight_wrong"] == pytest.approx(labels.weights[guessed][~right].mean())
     inside = labels.clusters >= 0
@@ -678,6 +679,8 @@ def test_options_of_the_adaptation_outside_their_range_are_named(options: dict[s
         {"new_layers_rate": 0.0},
         {"constant_share": 1.0},
         {"final_factor": 0.0},
+        {"tenth_every": 0.0},
+        {"tenth_every": 0.4, "constant_share": 0.5},
     ],
     ids=str,
 )
@@ -706,6 +709,15 @@ def test_the_rate_on_the_source_is_that_of_the_code() -> None:
     assert [made.rate_factor(epoch, 150) for epoch in (0, 99, 100)] == [1, 1, 1]
     assert made.rate_factor(125, 150) == pytest.approx(0.001**0.5)
     assert made.rate_factor(150, 150) == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize("steps", [1, 43, 47])
+def test_the_rate_of_a_new_network_is_that_of_the_code(steps: int) -> None:
+    made = recipe(tenth_every=0.4)
+    for epoch in (0, 59, 60, 119, 120, 149):
+        expected = 0.1 ** (epoch // 60)
+        for step in (epoch * steps, epoch * steps + steps - 1):
+            assert made.rate_factor(step, 150 * steps) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", [name for name in packaged_configs() if name.startswith("oneshot_reid_")])

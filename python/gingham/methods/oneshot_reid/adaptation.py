@@ -274,7 +274,7 @@ class OneShotAdaptation(Callback):
         ):
             for name, value in self.figures._asdict().items():
                 if not math.isnan(value):
-                    pl_module.log(name, value)
+                    pl_module.log(name, value, prog_bar=name == "pseudo_accuracy")
         self._label_if_due(trainer, pl_module, epoch)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -429,7 +429,7 @@ def _once(trainer: lightning.Trainer, make: Callable[[], T]) -> T:
     if trainer.is_global_zero:
         try:
             outcome = make()
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:  # of whatever kind, the others wait for it
             outcome = error
     outcome = trainer.strategy.broadcast(outcome)
     if isinstance(outcome, Exception):
