@@ -423,3 +423,13 @@ def test_files_that_are_wrong_are_listed_before_training(tmp_path: Path, capsys:
     assert "val_query: 10 images, nothing wrong" in listed and "gallery: 36 images, nothing wrong" in listed
     assert main(["fit", f"--config={file}"]) == 2
     assert "1 problem in" in capsys.readouterr().err
+
+
+def test_no_state_is_chosen_by_the_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    memory = persons()
+    for split in memory.splits():
+        write_market1501(tmp_path, memory.opened(split))
+    file = configuration(tmp_path, name="market1501", root=str(tmp_path), complete=False)
+    assert main(["fit", f"--config={file}", "--trainer.max_steps=1"]) == 0
+    assert "nobody is held back" in capsys.readouterr().out
+    assert [each.name for each in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.ckpt"]

@@ -129,8 +129,10 @@ class LastCheckpoint(Checkpoint):
         self._taken = False
 
 
-def checkpoints(folder: Path, every: int, monitor: str = "val_miou") -> list[Callback]:
-    """The best state by `monitor`, and the last one. In this order: the last state then knows of the best."""
+def checkpoints(folder: Path, every: int, monitor: str | None = "val_miou") -> list[Callback]:
+    """The best state by `monitor`, if there is one, and the last. In this order: the last then knows of the best."""
+    if monitor is None:
+        return [LastCheckpoint(folder, every)]
     best = ModelCheckpoint(
         folder, filename="best", monitor=monitor, mode="max", save_top_k=1, enable_version_counter=False
     )

@@ -185,7 +185,7 @@ class _CLI(LightningCLI):
         callbacks = [*(own if isinstance(own, list) else [own]), Pictures()]
         if self.command == "fit":
             if self.config["trainer"].get("enable_checkpointing") is not False:
-                monitor = getattr(self.model, "monitor", "val_miou")
+                monitor = getattr(self.model, "monitor", "val_miou") if _may_choose(self.datamodule) else None
                 callbacks += checkpoints(self.run_dir / "checkpoints", self.config["checkpoint_every"], monitor)
             if self.config["trainer"].get("logger") in (None, True):
                 steps = self.state["global_step"] if self.state else 0
@@ -233,6 +233,11 @@ def main(command: str, words: list[str]) -> int:
     return 0
 
 
+def _may_choose(datamodule: Any) -> bool:
+    """Whether a state may be chosen by its validation, which is not so where that is the test."""
+    return bool(getattr(datamodule, "has_validation", True))
+
+
 def _is_first_process() -> bool:
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
@@ -253,6 +258,10 @@ def _fit(cli: _CLI) -> None:
         config = cli.config.clone(with_meta=False)
         config["ckpt_path"], config["overwrite"] = None, False
         cli.parser.save(config, cli.run_dir / "config.yaml", skip_none=False, overwrite=True)
+        if not _may_choose(cli.datamodule):
+            print(
+                "gingham: nobody is held back (data.validation_persons): validation is the test, no state is the best"
+            )
     with one_line_errors(running=True):
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
 
