@@ -87,6 +87,22 @@ def test_persons_are_held_back_whole_and_each_camera_asks_once(market: Path) -> 
     }
 
 
+def test_persons_with_one_item_from_every_camera_can_be_found() -> None:
+    """Nobody would be left to find if every camera asked; others ask as ever."""
+    persons, cameras = [3, 3, 3, 5, 5, 5, 8, 9, 9, 1], [2, 0, 1, 1, 0, 1, 4, 0, 0, 0]
+    found = hold_back(persons, cameras, 4)
+    assert found["train"].tolist() == [9]
+    assert found["val_query"].tolist() == [1, 3, 4, 6, 7] and found["val_gallery"].tolist() == [0, 2, 5, 8]
+
+
+def test_two_files_of_one_name_are_named(market: Path) -> None:
+    picture(market / "Market-1501-v15.09.15" / "query" / "0001_c1s1_000001_00.png", 0)
+    with pytest.raises(
+        DataError, match=r"0001_c1s1_000001_00\.png: there is 0001_c1s1_000001_00\.jpg of the same name"
+    ):
+        Market1501(market, "query", complete=False)
+
+
 def test_incomplete_and_broken_folders_are_named(market: Path) -> None:
     with pytest.raises(DataError, match="bounding_box_train: 13 images, but the published data set has 12936"):
         Market1501(market, "train")

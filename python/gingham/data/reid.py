@@ -300,7 +300,8 @@ def hold_back(person_ids: ArrayLike, cameras: ArrayLike, persons: int) -> dict[s
 
     Returns:
         Which items are in "train", "val_query" and "val_gallery": of each person who is held back, the first item from
-        each camera is a query.
+        each camera is a query. Of persons of whom every camera has a single item, only that of the first camera is:
+        nobody could be found otherwise.
 
     Raises:
         ValueError: `persons` outside its range.
@@ -315,8 +316,11 @@ def hold_back(person_ids: ArrayLike, cameras: ArrayLike, persons: int) -> dict[s
         raise ValueError(f"validation_persons must be 0 to below the {len(different)} of the training, got {persons}")
     held = np.isin(ids, different[len(different) - persons :])
     of_held = np.flatnonzero(held)
-    firsts = np.unique(np.stack([ids[held], seen_by[held]]), axis=1, return_index=True)[1]
-    query = np.sort(of_held[firsts])
+    pairs = np.stack([ids[held], seen_by[held]])
+    (whose, _), firsts, counts = np.unique(pairs, axis=1, return_index=True, return_counts=True)
+    single = ~np.isin(whose, whose[counts > 1])
+    asks = ~single | (np.diff(whose, prepend=whose[:1] - 1) != 0)
+    query = np.sort(of_held[firsts[asks]])
     return {
         "train": np.flatnonzero(~held),
         "val_query": query,
