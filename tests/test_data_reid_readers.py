@@ -225,6 +225,18 @@ def test_files_of_mars_that_are_wrong_are_named(mars: Path) -> None:
         savemat(info / "tracks_train_info.mat", content)
         with pytest.raises(DataError, match=reason):
             MARS(mars, "train", complete=False)
+    rows = [[1, 5, 1, 1], [6, 11, 1, 1]]  # the last line is of the next camera
+    savemat(info / "tracks_train_info.mat", {"track_train_info": rows})
+    with pytest.raises(
+        DataError,
+        match=r"row 2 makes a tracklet of lines 6 to 11 of train_name\.txt, but line 11, 0001C2T0001F001\.jpg, is of",
+    ):
+        MARS(mars, "train", complete=False)
+    savemat(info / "tracks_train_info.mat", {"track_train_info": rows[:1]})
+    listed = (info / "train_name.txt").read_text()
+    (info / "train_name.txt").write_text("cat.jpg\n" + listed)
+    with pytest.raises(DataError, match=r"train_name\.txt: line 1 is cat\.jpg, expected a name as 0999C1T0001F002"):
+        MARS(mars, "train", complete=False)
     (info / "tracks_train_info.mat").write_bytes(b"no MATLAB")
     with pytest.raises(DataError, match=r"tracks_train_info\.mat: not a readable file of MATLAB"):
         MARS(mars, "train", complete=False)
@@ -288,11 +300,12 @@ def test_tracklets_of_duke_are_ordered_by_time(tmp_path: Path, name: str) -> Non
     for frame in (10, 2, 100):  # neither from 1 on nor without gaps
         picture(root / "train" / "0001" / "0017" / name.format(frame), frame, size=(4, 8 + frame))
     picture(root / "train" / "0030" / "0001" / "0030_C2_F0001_X1.jpg", 0)
+    picture(root / "train" / "0000" / "0001" / "0000_C2_F0001_D1.jpg", 0)  # a distractor is nobody to learn
     train = DukeMTMCVideoReID(tmp_path, "train", complete=False, frame_size=(16, 8))
     assert train.persons.tolist() == [0, 1] and train.cameras.tolist() == [5, 1] and train.lengths.tolist() == [3, 1]
     assert train.names == ("0001_0017", "0030_0001") and train[0]["frames"].shape == (3, 3, 16, 8)
     assert (train[0]["frames"][:, 0].float().mean((1, 2)) - torch.tensor([2.0, 10, 100])).abs().max() <= 1
-    with pytest.raises(DataError, match="train: 2 tracklets, but the published data set has 2196"):
+    with pytest.raises(DataError, match="train: 3 tracklets, but the published data set has 2196"):
         DukeMTMCVideoReID(tmp_path, "train")
     with pytest.raises(DataError, match="query: no such folder"):
         DukeMTMCVideoReID(tmp_path, "query")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -64,10 +65,13 @@ def _named(folder: Path) -> tuple[list[Path], np.ndarray, np.ndarray]:
         raise DataError(f"{folder}: no images found (looked for {', '.join(IMAGE_SUFFIXES)})")
     matches = [_NAME.match(file.name) for file in files]
     for file, match in zip(files, matches, strict=True):
-        if match is None or match[2] == "0":
+        if match is None or int(match[2]) == 0:
             raise DataError(
                 f"{file}: the name does not say who is seen by which camera, as 0002_c1s1_000451_03.jpg does"
             )
+    for one, other in pairwise(files):
+        if one.stem == other.stem:
+            raise DataError(f"{other}: there is {one.name} of the same name beside it, one of the two has to go")
     pairs = np.array([(int(match[1]), int(match[2]) - 1) for match in matches if match], np.int64)
     return files, pairs[:, 0], pairs[:, 1]
 

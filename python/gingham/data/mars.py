@@ -21,6 +21,7 @@ from gingham.errors import DataError
 #: What the gallery of MARS is: without the queries and without junk, or all tracklets of the test.
 MarsProtocol = Literal["torchreid", "official"]
 
+_MARS_NAME = re.compile(r".{4}C\d+T\d+F\d+")
 _DUKE_NAME = re.compile(r"-?\d+_?C(\d)_?F(\d+)")
 
 
@@ -79,9 +80,11 @@ class MARS(TrackletDataset):
             raise ValueError(f"protocol must be 'torchreid' or 'official', got {protocol!r}")
         root = Path(root)
         part = "test" if split in ("query", "gallery") else "train"
-        names = read_names(root / "info" / f"{part}_name.txt")
+        name_file = root / "info" / f"{part}_name.txt"
+        names = read_names(name_file)
         table_file = root / "info" / f"tracks_{part}_info.mat"
         table = _table(table_file, f"track_{part}_info", len(names))
+        _check_names(name_file, names, table_file, table)
         ids, cameras = table[:, 2], table[:, 3] - 1
         if part == "train":
             kept = np.flatnonzero(ids > DISTRACTOR)
@@ -155,6 +158,22 @@ def _table(file: Path, variable: str, frames: int) -> NDArray[np.int64]:
     return table
 
 
+def _check_names(name_file: Path, names: Sequence[str], table_file: Path, table: NDArray[np.int64]) -> None:
+    """Raise a DataError where frames of a tracklet that is not junk differ in person or camera, or a name is none."""
+    sights = np.array([name.partition("T")[0] for name in names])
+    changes = np.append(0, np.cumsum(sights[1:] != sights[:-1]))
+    for row in np.flatnonzero(table[:, 2] > JUNK):
+        first, last = table[row, :2] - 1
+        if _MARS_NAME.match(names[first]) is None:
+            raise DataError(f"{name_file}: line {first + 1} is {names[first]}, expected a name as 0999C1T0001F002.jpg")
+        if changes[first] != changes[last]:
+            other = first + int(np.argmax(sights[first : last + 1] != sights[first]))
+            raise DataError(
+                f"{table_file}: row {row + 1} makes a tracklet of lines {first + 1} to {last + 1} of {name_file.name}, "
+                f"but line {other + 1}, {names[other]}, is of another person or camera than {names[first]}"
+            )
+
+
 def _query_rows(file: Path, tracklets: int) -> NDArray[np.int64]:
     rows = _matrix(file, "query_IDX").ravel() - 1
     if ((rows < 0) | (rows >= tracklets)).any():
@@ -206,7 +225,8 @@ class DukeMTMCVideoReID(TrackletDataset):
             counts = {"tracklets": len(found), "persons": len(np.unique(ids))}
             check_published(str(folder), counts, published[folder.name])
         if folder.name == "train":
-            kept = hold_back(ids, cameras, validation_persons).get(split, kept)
+            kept = np.flatnonzero(ids > DISTRACTOR)
+            kept = kept[hold_back(ids[kept], cameras[kept], validation_persons).get(split, [])]
         self.frame_size = frame_size
         self._files = [found[index][0] for index in kept]
         names = [f"{files[0].parent.parent.name}_{files[0].parent.name}" for files in self._files]
