@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gingham.errors import DataError
-from gingham.metrics.retrieval import RetrievalMeter, RetrievalScores, _rerank, rank
+from gingham.metrics.retrieval import RetrievalMeter, RetrievalScores, _rerank, _squared_distances, rank
 from gingham.ops import k_reciprocal_rerank
 
 QUERIES = (torch.tensor([1, 1, 2, 3]), torch.tensor([0, 1, 0, 0]))  # persons, cameras
@@ -171,6 +171,30 @@ def test_arguments_that_cannot_be_are_named() -> None:
         RetrievalMeter().update(torch.zeros(2, 3), torch.zeros(1), torch.zeros(2), True)
     with pytest.raises(DataError, match="features must be finite"):
         RetrievalMeter().update(torch.full((1, 3), torch.nan), torch.zeros(1), torch.zeros(1), True)
+    meter, persons = RetrievalMeter(), torch.tensor([1, 2])
+    meter.update(torch.zeros(2, 3), persons, persons, True)
+    with pytest.raises(ValueError, match=r"features must be \[n, 3\] as before, got \[2, 4\]"):
+        meter.update(torch.zeros(2, 4), persons, persons, False)
+    with pytest.raises(ValueError, match=r"query must be one bool or \[2\], got \[3\]"):
+        meter.update(torch.zeros(2, 3), persons, persons, torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="rank must be 1 or more, got 0"):
+        rank(DISTANCES, *QUERIES, *GALLERY).at(0)
+
+
+def test_distances_without_an_order_are_refused() -> None:
+    unordered = DISTANCES.clone()
+    unordered[2, 3] = torch.nan
+    with pytest.raises(ValueError, match="distances must not be NaN"):
+        rank(unordered, *QUERIES, *GALLERY)
+    junk = torch.where(torch.arange(7) == 3, -1, GALLERY[0])  # of what counts for nothing anything will do
+    assert rank(unordered, *QUERIES, junk, GALLERY[1]).scored == 3
+
+
+def test_a_meter_keeps_neither_graph_nor_memory_of_what_it_is_given() -> None:
+    meter, features = RetrievalMeter(), 2 * torch.ones(2, 3, requires_grad=True)
+    meter.update(features, torch.tensor([1, 2]), torch.tensor([0, 0]), True)
+    features.detach().zero_()
+    assert not meter.features[0].requires_grad and (meter.features[0] == 2).all()
 
 
 # ------------------------------------------------------------------------------------------------ the meter
@@ -188,8 +212,8 @@ def people(count: int = 12, each: int = 5, noise: float = 0.9) -> tuple[Tensor, 
     return features[order], persons[order], cameras[order], (torch.arange(len(persons)) % each == 0)[order]
 
 
-def measured(batch: int = 99, **options: Any) -> RetrievalScores:
-    features, persons, cameras, query = people()
+def measured(batch: int = 99, items: int = 60, **options: Any) -> RetrievalScores:
+    features, persons, cameras, query = (x[:items] for x in people())
     meter = RetrievalMeter(**options)
     for at in range(0, len(persons), batch):
         part = slice(at, at + batch)
@@ -209,6 +233,15 @@ def test_the_meter_gives_the_scores_of_the_matrix(monkeypatch: pytest.MonkeyPatc
     assert same(measured(), expected) and same(measured(batch=7), expected)
     monkeypatch.setattr("gingham.metrics.retrieval._PAIRS_AT_ONCE", 100)  # a few queries at a time
     assert same(measured(), expected)
+    sizes: list[int] = []
+
+    def watched(one: Tensor, other: Tensor) -> Tensor:
+        sizes.append(len(other))
+        return _squared_distances(one, other)
+
+    monkeypatch.setattr("gingham.metrics.retrieval._ROWS_AT_ONCE", 20)  # and a part of the gallery
+    monkeypatch.setattr("gingham.metrics.retrieval._squared_distances", watched)
+    assert same(measured(), expected) and max(sizes) == 20 and min(sizes) < 20
     unit = torch.nn.functional.normalize(features)
     cosine = rank(-(unit @ unit.T)[query][:, ~query], persons[query], cameras[query], persons[~query], cameras[~query])
     assert same(measured(metric="cosine"), cosine) and not same(cosine, expected)
@@ -296,7 +329,7 @@ def _score_share(rank: int, address: str, results: Any) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     meter = RetrievalMeter(rerank={"k1": 6, "k2": 3})
-    for one in zip(*(x[rank::2].split(4) for x in people()), strict=True):
+    for one in zip(*(x[:59][rank::2].split(4) for x in people()), strict=True):
         meter.update(*one)
     scores = meter.compute()
     assert scores.reranked is not None
@@ -305,7 +338,7 @@ def _score_share(rank: int, address: str, results: Any) -> None:
 
 
 def test_two_processes_agree_with_one_to_the_bit(tmp_path: Path) -> None:
-    alone = measured(rerank={"k1": 6, "k2": 3})
+    alone = measured(items=59, rerank={"k1": 6, "k2": 3})  # one process has more than the other
     assert alone.reranked is not None
     expected = [x.tolist() for x in (*alone[:6], *alone.reranked[:6])]
     context = torch.multiprocessing.get_context("spawn")

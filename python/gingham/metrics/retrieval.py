@@ -27,6 +27,7 @@ SHOWN_ITEMS = 10
 
 _JUNK = -1
 _PAIRS_AT_ONCE = 2**22
+_ROWS_AT_ONCE = 2**13  # of a gallery, in float64
 
 
 class RetrievalScores(NamedTuple):
@@ -47,7 +48,9 @@ class RetrievalScores(NamedTuple):
     galleries: Tensor | None = None  # [S, 1 + SHOWN_ITEMS], where asked for: a query and its nearest items, see below
 
     def at(self, rank: int) -> Tensor:
-        """The share of queries with a match among the first `rank`, at most the last rank that there is."""
+        """The share of queries with a match among the first `rank`, 1 or more, at most the last rank that there is."""
+        if rank < 1:
+            raise ValueError(f"rank must be 1 or more, got {rank}")
         cmc = self.cmc.reshape(-1)
         return cmc[min(rank, len(cmc)) - 1]
 
@@ -74,7 +77,7 @@ def rank(
     """Score a matrix of distances. Of equal distances the item that comes first in the gallery counts as the nearer.
 
     Args:
-        distances: [Q, G], floating; only their order within a row counts.
+        distances: [Q, G], floating and not NaN; only their order within a row counts. The scores are on their device.
         query_persons: [Q], integers.
         query_cameras: [Q], integers.
         gallery_persons: [G], integers; 0 are distractors, -1 junk.
@@ -87,7 +90,7 @@ def rank(
         The scores.
 
     Raises:
-        ValueError: shapes that do not fit, or an argument outside its range.
+        ValueError: shapes that do not fit, a distance that is NaN, or an argument outside its range.
         DataError: no query can be scored, or the gallery holds nothing but junk.
 
     Source: Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 2015; INP from Ye et al., Deep Learning
@@ -112,13 +115,18 @@ def rank(
             f"{list(distances.shape)}, {list(queries)}, {list(query_cameras.shape)}, {list(gallery)} and "
             f"{list(gallery_cameras.shape)}"
         )
+    query_persons, query_cameras, gallery_persons, gallery_cameras = (
+        each.to(distances.device) for each in (query_persons, query_cameras, gallery_persons, gallery_cameras)
+    )
     kept = gallery_persons != _JUNK
     columns = (gallery_persons[kept], gallery_cameras[kept])
     _check_sizes(len(query_persons), int(kept.sum()))
-    parts = [
-        _count(distances[rows][:, kept], query_persons[rows], query_cameras[rows], *columns, ap)
-        for rows in _chunks(len(query_persons), len(gallery_persons), distances.device)
-    ]
+    parts = []
+    for rows in _chunks(len(query_persons), len(gallery_persons), distances.device):
+        some = distances[rows][:, kept]
+        if bool(some.isnan().any()):
+            raise ValueError("distances must not be NaN: they have no order")
+        parts.append(_count(some, query_persons[rows], query_cameras[rows], *columns, ap))
     return _scores(parts, int(kept.sum()), max_rank)
 
 
@@ -193,7 +201,8 @@ class RetrievalMeter(Metric):
     """Collects the features of queries and of a gallery, and scores how they are retrieved, see `rank`.
 
     The scores do not depend on batches. Where processes take turns at the items, each the next, they do not depend on
-    the number of processes either. Distances are computed for some queries at a time, in float64.
+    the number of processes either. Features are kept in float32. Distances are computed in float64, for some queries at
+    a time and part by part of the gallery, so that nothing but the features is as large as the gallery.
 
     Args:
         metric: "euclidean", or "cosine": features are scaled to length 1.
@@ -254,13 +263,13 @@ class RetrievalMeter(Metric):
         """Collect a batch.
 
         Args:
-            features: [n, D], floating, finite.
+            features: [n, D], floating, finite, D being that of all batches. Gradients do not pass.
             persons: [n], integers.
             cameras: [n], integers.
             query: whether the items are queries, bool [n] or one for all.
 
         Raises:
-            ValueError: shapes that do not fit.
+            ValueError: shapes that do not fit each other, or features of another D.
             DataError: a feature that is NaN or infinite.
         """
         if features.dim() != 2 or not persons.shape == cameras.shape == features.shape[:1]:
@@ -268,15 +277,21 @@ class RetrievalMeter(Metric):
                 f"features must be [n, D], persons and cameras [n], got {list(features.shape)}, {list(persons.shape)} "
                 f"and {list(cameras.shape)}"
             )
+        if self.features and features.shape[1] != self.features[0].shape[1]:
+            raise ValueError(f"features must be [n, {self.features[0].shape[1]}] as before, got {list(features.shape)}")
+        persons, cameras = persons.to(features.device), cameras.to(features.device)
+        is_query = torch.as_tensor(query, device=features.device)
+        if is_query.shape not in ((), persons.shape):
+            raise ValueError(f"query must be one bool or {list(persons.shape)}, got {list(is_query.shape)}")
         if not bool(features.isfinite().all()):
             raise DataError("features must be finite, got NaN or infinity: the network has diverged")
         several = dist.is_available() and dist.is_initialized()
         me, processes = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
         numbers = (torch.arange(len(persons), device=persons.device) + self._counted) * processes + me
-        is_query = torch.as_tensor(query, device=persons.device).expand(persons.shape).long()
+        columns = [persons.long(), cameras.long(), is_query.expand(persons.shape).long(), numbers]
         self._counted += len(persons)
-        self.features.append(features.float())
-        self.sightings.append(torch.stack([persons.long(), cameras.long(), is_query, numbers], dim=1))
+        self.features.append(features.detach().to(torch.float32, copy=True))  # whose memory may be used again
+        self.sightings.append(torch.stack(columns, dim=1))
 
     def reset(self) -> None:
         super().reset()
@@ -287,32 +302,38 @@ class RetrievalMeter(Metric):
         features, sightings = (_joined(state) for state in (self.features, self.sightings))
         order = sightings[:, 3].argsort()
         order = order[sightings[order, 0] != _JUNK]
-        persons, cameras, query, places = sightings[order].unbind(dim=1)
-        features, query = features[order], query.bool()
-        if self.metric == "cosine":
-            features = F.normalize(features)
-        asked, gallery = query.nonzero().flatten(), (~query).nonzero().flatten()
+        persons, cameras, query, places = sightings.unbind(dim=1)
+        asked, gallery = order[query[order] == 1], order[query[order] == 0]
         _check_sizes(len(asked), len(gallery))
         columns = (persons[gallery], cameras[gallery])
         parts = []
         for rows in _chunks(len(asked), len(gallery), features.device):
             some = asked[rows]
-            distances = _squared_distances(features[some], features[gallery])
+            distances = self._distances(features, some, gallery)
             parts.append(_count(distances, persons[some], cameras[some], *columns, self.ap))
         scores = _scores(parts, len(gallery), self.max_rank)
         if self.shown:
             scored = asked[torch.cat([part.scored for part in parts])]
             some = scored[torch.linspace(0, len(scored) - 1, min(self.shown, len(scored))).long()]
-            distances = _squared_distances(features[some], features[gallery])
+            distances = self._distances(features, some, gallery)
             nearest = _nearest(distances, persons[some], cameras[some], *columns)
             shown = torch.where(nearest < 0, -1, places[gallery][nearest])
             scores = scores._replace(galleries=torch.cat([places[some][:, None], shown], dim=1))
         if self.rerank is not None:
-            distances = _rerank(features[asked], features[gallery], **self.rerank)
+            distances = _rerank(self._scaled(features[asked]), self._scaled(features[gallery]), **self.rerank)
             options: dict[str, Any] = {"max_rank": self.max_rank, "ap": self.ap}
             again = rank(distances, persons[asked], cameras[asked], *columns, **options)
             scores = scores._replace(reranked=again)
         return scores
+
+    def _scaled(self, features: Tensor) -> Tensor:
+        return F.normalize(features) if self.metric == "cosine" else features
+
+    def _distances(self, features: Tensor, queries: Tensor, gallery: Tensor) -> Tensor:
+        """Squared distances, float64 [q, G], of the features at some places to those at others."""
+        asked = self._scaled(features[queries])
+        parts = gallery.split(_ROWS_AT_ONCE)
+        return torch.cat([_squared_distances(asked, self._scaled(features[part])) for part in parts], dim=1)
 
 
 def _nearest(
