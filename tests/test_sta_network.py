@@ -164,6 +164,10 @@ def test_clips_of_known_frames_are_not_computed_again(attention: str) -> None:
         expected = model(known[indices])
     torch.testing.assert_close(features, expected.features)
     torch.testing.assert_close(scores, expected.scores)
+    model, known = model.bfloat16(), known.bfloat16()
+    with torch.no_grad():
+        features, _ = model.embed(model.regions(known), indices)
+        torch.testing.assert_close(features, model(known[indices]).features)
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
@@ -228,8 +232,13 @@ def test_options_outside_their_range_are_named(options: dict[str, Any]) -> None:
 
 
 def test_what_does_not_fit_is_named() -> None:
-    with pytest.raises(ValueError, match=r"clips must be \[B, T, 3, H, W\], got \[2, 3, 32, 16\]"):
-        small()(frames(2))
+    for attention in ATTENTION:
+        model = small(attention=attention)
+        for shape in ((2,), (2, 0)):
+            with pytest.raises(ValueError, match=r"clips must be \[B, T, 3, H, W\] with T >= 1, got \[2, "):
+                model(frames(*shape))
+            with pytest.raises(ValueError, match=r"clips must be \[B, T\] with T >= 1, got \[2"):
+                model.embed(model.regions(frames(3)), torch.zeros(shape, dtype=torch.int64))
     with pytest.raises(ValueError, match="parts must be 1 to the 8 rows"):
         small(parts=9)(frames(1, 2))
     with pytest.raises(BackboneError, match="unknown backbone 'moon'"):

@@ -125,8 +125,8 @@ class STA(
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, clips: Tensor) -> STAOutput:
-        if clips.dim() != 5:
-            raise ValueError(f"clips must be [B, T, 3, H, W], got {list(clips.shape)}")
+        if clips.dim() != 5 or clips.size(1) == 0:
+            raise ValueError(f"clips must be [B, T, 3, H, W] with T >= 1, got {list(clips.shape)}")
         maps = self.maps(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
         attention: Tensor | None = None
         if self.attention == "none":
@@ -159,7 +159,12 @@ class STA(
 
         Returns:
             features [B, D] and scores [B, T, K], as of `forward`.
+
+        Raises:
+            ValueError: clips that have not two axes, or no frame.
         """
+        if clips.dim() != 2 or clips.size(1) == 0:
+            raise ValueError(f"clips must be [B, T] with T >= 1, got {list(clips.shape)}")
         sums, energies = regions.sums[clips], regions.energies[clips]
         if self.attention == "none":
             pooled = (sums.sum(dim=(1, 2)) / (clips.size(1) * regions.positions)).repeat(1, 2)
@@ -170,7 +175,7 @@ class STA(
             )
             if self.attention == "sum":
                 pooled = _second_half_twice(pooled)
-        return self.embedding(pooled), scores
+        return self.embedding(pooled.to(self.classifier.weight.dtype)), scores
 
 
 def _second_half_twice(pooled: Tensor) -> Tensor:
