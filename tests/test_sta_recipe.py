@@ -216,8 +216,9 @@ def test_what_does_not_fit_together_is_named(tmp_path: Path) -> None:
         run.fit(recipe(), PersonData(size=(64, 32), lengths=(16, 2, 2)))
     with pytest.raises(DataError, match="the network has num_persons 5, the training set has 7"):
         run.fit(recipe({"num_persons": 5}), data())
-    with pytest.raises(ValueError, match="persons must be of two or more in a batch"):
-        run.fit(recipe(), data(persons_per_batch=1))
+    for options in ({"persons_per_batch": 1}, {"items_per_person": 1}):
+        with pytest.raises(DataError, match=rf"triplets need two .*data\.{next(iter(options))} (is )?1"):
+            run.fit(recipe(), data(**options))
 
 
 # ------------------------------------------------------------------------------------------------ files and processes

@@ -110,6 +110,13 @@ class STARecipe(ReidRecipe):
                 f"{data.num_persons}"
             )
 
+        counts: tuple[int, int] = (data.persons_per_batch, data.items_per_person)
+        if stage == "fit" and self.triplet_weight and min(counts) < 2:
+            raise DataError(
+                "triplets need two persons in a batch and two tracklets of each, or more: data.persons_per_batch is "
+                f"{counts[0]}, data.items_per_person {counts[1]}"
+            )
+
     def rate_factor(self, step: int, total: int) -> float:
         return float(0.1 ** sum(step >= share * total for share in self.milestones))
 
