@@ -405,9 +405,26 @@ def test_galleries_of_tracklets_are_predicted(tmp_path: Path) -> None:
         for index, name in enumerate(names):
             sightings(tmp_path / side / name, ("1", "2", "3")[: index + 1])
     (tmp_path / "galleries").mkdir()
-    writer = GalleryWriter(recipe().eval(), tracklets(), tmp_path, tmp_path / "gallery")
+    made = recipe().eval()
+    writer = GalleryWriter(made, tracklets(), tmp_path, tmp_path / "gallery")
     rows = writer.write("b", writer.read(tmp_path / "query" / "b"))
     assert sorted(row["name"] for row in rows) == list("cdefg") and (tmp_path / "galleries" / "b.png").is_file()
+    made.network.linear.bias.data[0] = torch.nan
+    with pytest.raises(DataError, match="its features are NaN or infinite"):
+        writer.write("b", writer.read(tmp_path / "query" / "b"))
+
+
+def test_a_gallery_of_large_pictures_is_kept_as_small_as_it_is_shown(tmp_path: Path) -> None:
+    from gingham.cli.galleries import GalleryWriter, Shown, draw_galleries
+
+    (tmp_path / "gallery").mkdir()
+    (tmp_path / "galleries").mkdir()
+    Image.effect_noise((300, 500), 80).convert("RGB").save(tmp_path / "gallery" / "a.png")
+    writer = GalleryWriter(recipe().eval(), persons(), tmp_path, tmp_path / "gallery")
+    (large,) = writer.read(tmp_path / "gallery" / "a.png")
+    assert writer.images[0].shape == (3, 128, 77)
+    kept, whole = (draw_galleries([(Shown(image), [])]).tobytes() for image in (writer.images[0], large))
+    assert kept == whole
 
 
 def test_files_that_are_wrong_are_listed_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

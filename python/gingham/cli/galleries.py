@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
 
 from gingham.cli.options import ConfigError
 from gingham.cli.support import image_files, read_upright, sighting_files
@@ -55,15 +56,21 @@ def draw_galleries(rows: Sequence[tuple[Shown, Sequence[Shown]]]) -> Image.Image
     return sheet
 
 
-def _framed(shown: Shown) -> Image.Image:
-    picture = Image.fromarray(shown.image.permute(1, 2, 0).numpy())
+def _at_height(image: Tensor) -> Image.Image:
+    """A picture, uint8 [3, H, W], as high as it is on a sheet."""
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     size = (max(1, round(picture.width * _HEIGHT / picture.height)), _HEIGHT)
     larger = Image.Resampling.NEAREST if _HEIGHT % picture.height == 0 else Image.Resampling.BILINEAR
+    return picture.resize(size, larger)
+
+
+def _framed(shown: Shown) -> Image.Image:
+    picture = _at_height(shown.image)
     line = 14 if shown.caption else 0
-    panel = Image.new("RGB", (size[0] + 2 * _FRAME, size[1] + 2 * _FRAME + line), "white")
+    panel = Image.new("RGB", (picture.width + 2 * _FRAME, _HEIGHT + 2 * _FRAME + line), "white")
     draw = ImageDraw.Draw(panel)
-    draw.rectangle((0, 0, panel.width, size[1] + 2 * _FRAME - 1), fill=_COLOURS[shown.right])
-    panel.paste(picture.resize(size, larger), (_FRAME, _FRAME))
+    draw.rectangle((0, 0, panel.width, _HEIGHT + 2 * _FRAME - 1), fill=_COLOURS[shown.right])
+    panel.paste(picture, (_FRAME, _FRAME))
     draw.text((panel.width // 2, panel.height - line // 2), shown.caption, "black", ImageFont.load_default(10), "mm")
     return panel
 
@@ -127,7 +134,7 @@ class GalleryWriter:
         self.of_tracklets = isinstance(data, TrackletData)
         self.left_out = 0  # items of the gallery that cannot be read
         self.names: list[str] = []
-        self.images: list[Tensor] = []
+        self.images: list[Tensor] = []  # no larger than they are shown: a gallery has many
         features = []
         for file in tqdm(sighting_files("--gallery", gallery), desc="gallery", unit="item", disable=None):
             try:
@@ -138,10 +145,10 @@ class GalleryWriter:
                 self.left_out += 1
                 continue
             self.names.append(file.name)
-            self.images.append(_middle(pixels))
+            self.images.append(transforms.pil_to_tensor(_at_height(_middle(pixels))))
         if not features:
             raise DataError(f"--gallery {gallery}: nothing in it can be read")
-        self.features = torch.cat(features)
+        self.features = torch.cat(features).double()
 
     def read(self, file: Path) -> list[Tensor]:
         """An image, or the frames of a tracklet in the order of their names, uint8 [3, H, W] each."""
@@ -163,10 +170,12 @@ class GalleryWriter:
             if "memory" not in str(error):
                 raise
             raise MemoryError(f"not enough memory for {len(frames)} pictures") from error
+        if not bool(found.isfinite().all()):
+            raise DataError("its features are NaN or infinite: the checkpoint is of a training that diverged")
         return F.normalize(found) if self.recipe.meters["val"].metric == "cosine" else found
 
     def write(self, name: str, image: list[Tensor]) -> list[dict[str, Any]]:
-        distances = torch.cdist(self._feature(image).double(), self.features.double())[0].cpu()
+        distances = torch.cdist(self._feature(image).double(), self.features)[0].cpu()
         order = distances.argsort(stable=True)[:SHOWN_ITEMS].tolist()
         rows = [{"name": self.names[place], "distance": round(distances[place].item(), 6)} for place in order]
         shown = [Shown(self.images[place], caption=f"{distances[place]:.3g}") for place in order]
