@@ -125,6 +125,10 @@ def test_evaluation_gives_queries_and_then_the_gallery_once_each() -> None:
 def test_too_few_persons_for_a_batch_are_named() -> None:
     with pytest.raises(DataError, match="the train split has 9 persons, but a batch of all processes needs 10"):
         persons(persons_per_batch=10).train_dataloader()
+    data = persons(lengths=(9, 1, 1))
+    data.process = lambda: (0, 9)  # type: ignore[method-assign]
+    with pytest.raises(DataError, match="the val split has 8 items, fewer than the 9 processes need"):
+        data.val_dataloader()
     with pytest.raises(DataError, match=r"data\.root is not set: give the folder of market1501"):
         persons(name="market1501").dataset("train")
 
@@ -143,6 +147,7 @@ def test_too_few_persons_for_a_batch_are_named() -> None:
         (persons, {"validation_persons": -1}),
         (persons, {"validation_persons": 3}),
         (persons, {"lengths": (4, -1, 4)}),
+        (persons, {"lengths": (4, 4)}),
         (persons, {"domain": "moon"}),
         (persons, {"images": 1}),
         (persons, {"evaluation_batch_size": 0}),

@@ -87,6 +87,8 @@ class ReidData(ResumableData, ABC):
         super().__init__(persons_per_batch * items_per_person, evaluation_batch_size, workers, seed)
         if name not in self.sources:
             raise ValueError(f"name must be one of {', '.join(self.sources)}, got {name!r}")
+        if len(lengths) != 3:
+            raise ValueError(f"lengths must be three numbers, of train, val and test, got {tuple(lengths)}")
         for option, value in (("validation_persons", validation_persons), ("lengths", min(lengths))):
             if value < 0:
                 raise ValueError(f"{option} must be 0 or more, got {value}")
@@ -208,7 +210,10 @@ class ReidData(ResumableData, ABC):
         return self.training_loader(dataset, batches=batches)
 
     def _evaluation_loader(self, split: str) -> DataLoader[Any]:
-        return self.evaluation_loader(self.dataset(split), collate=collate_sightings)
+        dataset, (_, processes) = self.dataset(split), self.process()
+        if len(dataset) < processes:  # one that has nothing cannot take part when features are collected
+            raise DataError(f"the {split} split has {len(dataset)} items, fewer than the {processes} processes need")
+        return self.evaluation_loader(dataset, collate=collate_sightings)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._evaluation_loader("val")
