@@ -103,6 +103,21 @@ def test_two_files_of_one_name_are_named(market: Path) -> None:
         Market1501(market, "query", complete=False)
 
 
+def test_queries_of_nobody_are_refused(market: Path, mars: Path) -> None:
+    """Whose persons are numbered from 0 would lose one of them in training and never find a distractor."""
+    picture(market / "Market-1501-v15.09.15" / "query" / "0000_c1s1_000001_00.jpg", 0)
+    with pytest.raises(
+        DataError, match=r"query: a query is of person 0, but 0 is a distractor, .*: number persons from 1"
+    ):
+        Market1501(market, "query", complete=False)
+    savemat(mars / "info" / "query_IDX.mat", {"query_IDX": [[1, 20]]})
+    with pytest.raises(DataError, match=r"query_IDX\.mat: a query is of person -1"):
+        MARS(mars, "query", complete=False)
+    picture(mars / "query" / "0000" / "0001" / "0000_C2_F0001_X1.jpg", 0)
+    with pytest.raises(DataError, match="query: a query is of person 0"):
+        DukeMTMCVideoReID(mars, "query", complete=False)
+
+
 def test_incomplete_and_broken_folders_are_named(market: Path) -> None:
     with pytest.raises(DataError, match="bounding_box_train: 13 images, but the published data set has 12936"):
         Market1501(market, "train")

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from gingham.data.name_list import IMAGE_SUFFIXES
-from gingham.data.reid import DISTRACTOR, JUNK, PersonDataset, PixelTransform, check_published, hold_back
+from gingham.data.reid import DISTRACTOR, JUNK, PersonDataset, PixelTransform, check_published, check_queries, hold_back
 from gingham.data.segmentation import read_image
 from gingham.errors import DataError
 
@@ -42,6 +42,8 @@ class _NamedImages(PersonDataset):
         files, ids, cameras = _named(folder)
         training = split not in _FOLDERS
         kept = np.flatnonzero(ids > DISTRACTOR if training else ids > JUNK)
+        if split == "query":
+            check_queries(str(folder), ids)
         if complete:
             found = {"images": len(kept), "persons": len(np.unique(ids[ids > DISTRACTOR]))}
             check_published(str(folder), found, self.published[folder.name])

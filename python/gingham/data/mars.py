@@ -14,7 +14,15 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from gingham.data.name_list import IMAGE_SUFFIXES, read_names
-from gingham.data.reid import DISTRACTOR, JUNK, PixelTransform, TrackletDataset, check_published, hold_back
+from gingham.data.reid import (
+    DISTRACTOR,
+    JUNK,
+    PixelTransform,
+    TrackletDataset,
+    check_published,
+    check_queries,
+    hold_back,
+)
 from gingham.data.segmentation import read_image
 from gingham.errors import DataError
 
@@ -99,6 +107,7 @@ class MARS(TrackletDataset):
                 found = {"tracklets": len(table), "queries": len(query)}
                 check_published(str(table_file), found, {"tracklets": 12180, "queries": 1980})
             if split == "query":
+                check_queries(str(query_file), ids[query])
                 kept = query
             elif protocol == "official":
                 kept = np.arange(len(table))
@@ -227,6 +236,8 @@ class DukeMTMCVideoReID(TrackletDataset):
         if folder.name == "train":
             kept = np.flatnonzero(ids > DISTRACTOR)
             kept = kept[hold_back(ids[kept], cameras[kept], validation_persons).get(split, [])]
+        if split == "query":
+            check_queries(str(folder), ids)
         self.frame_size = frame_size
         self._files = [found[index][0] for index in kept]
         names = [f"{files[0].parent.parent.name}_{files[0].parent.name}" for files in self._files]

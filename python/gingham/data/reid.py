@@ -328,6 +328,20 @@ def hold_back(person_ids: ArrayLike, cameras: ArrayLike, persons: int) -> dict[s
     }
 
 
+def check_queries(where: str, person_ids: NDArray[np.int64]) -> None:
+    """Raise a DataError where a query is of nobody, as in data whose persons are numbered from 0.
+
+    Args:
+        where: the folder or file, for the text.
+        person_ids: [N], of the queries.
+    """
+    if (person_ids <= DISTRACTOR).any():
+        raise DataError(
+            f"{where}: a query is of person {person_ids.min()}, but 0 is a distractor, whom no query asks for, and -1 "
+            "junk: number persons from 1"
+        )
+
+
 def check_published(where: str, found: dict[str, int], published: dict[str, int]) -> None:
     """Raise a DataError where a data set is not complete.
 

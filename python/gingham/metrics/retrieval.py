@@ -1,8 +1,8 @@
 """CMC and mean average precision of re-identification: how early the person who is asked for comes in a gallery.
 
 For each query the gallery is sorted by distance. Items of the query's person from the query's own camera are taken out,
-and so is junk (person -1); distractors (person 0) stay and are always wrong. A query to which nothing relevant is left
-is skipped: it counts in no mean.
+and so is junk (person -1); distractors (person 0) stay and are always wrong, since no query is of them. A query to
+which nothing relevant is left is skipped: it counts in no mean, also where MATLAB's codes would count it as 0.
 """
 
 from __future__ import annotations
