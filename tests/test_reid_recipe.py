@@ -247,11 +247,11 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -
 
 def test_training_raises_the_scores(tmp_path: Path) -> None:
     data, made = persons(lengths=(24, 5, 20), persons_per_batch=8, items_per_person=4, flip=0.0), recipe()
-    run = trainer(tmp_path, max_epochs=25, limit_val_batches=0)
+    run = trainer(tmp_path, max_epochs=12, limit_val_batches=0)
     (before,) = run.test(made, data, verbose=False)
     run.fit(made, data)
     (after,) = run.test(made, data, verbose=False)
-    assert after["test_map"] > before["test_map"] + 0.05
+    assert after["test_map"] > before["test_map"] + 0.2
 
 
 def test_recipes_that_cannot_be_are_named() -> None:
