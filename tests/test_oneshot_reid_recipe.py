@@ -210,8 +210,12 @@ class Striped(PersonDataset):
         super().__init__(split, np.array(ids) + 1, cameras, [f"{index:04d}" for index in range(len(ids))])
         self.seed = [{"train": 0}.get(split, 1), int(domain == "target")]
         self.tints = (1.0, 0.9) if domain == "source" else (0.65, 1.25)
+        self.pictures = [self._draw(index) for index in range(len(ids))]
 
     def read(self, index: int) -> torch.Tensor:
+        return self.pictures[index]
+
+    def _draw(self, index: int) -> torch.Tensor:
         person, camera, image = self.sights[index]
         colours = np.random.default_rng([*self.seed, person]).uniform(40, 215, (3, 3))
         random = np.random.default_rng([*self.seed, person, camera, image, 9])
@@ -238,7 +242,7 @@ def test_adaptation_finds_more_than_the_network_of_the_source(tmp_path: Path) ->
 
 def _adapted(folder: Path, seed: int) -> tuple[float, float, float, float]:
     """The mAP of the source's network and of the adapted one, the accuracies of the first and of the last labels."""
-    sizes = {"steps_per_epoch": 10, "persons_per_batch": 10, "items_per_person": 4, "evaluation_batch_size": 240}
+    sizes = {"steps_per_epoch": 7, "persons_per_batch": 10, "items_per_person": 4, "evaluation_batch_size": 240}
     target = {"target_persons_per_batch": 10, "target_items_per_person": 4}
     scores, callback = [], adaptation(start=4, epochs=2, decay_epoch=2, k1=8, k2=3, self_mining=False)
     figures: list[Any] = []
