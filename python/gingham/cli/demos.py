@@ -273,7 +273,7 @@ DEMOS = {
         title="One-shot adaptation to other cameras, of which one picture a person is labelled",
         config="oneshot_reid_world",
         arms={
-            "direct transfer": {"trainer.max_epochs": 12},  # the epochs on the source
+            "direct transfer": {"trainer.max_epochs": 20},  # the epochs on the source
             # The lower the rate, the less harm the labelled pictures alone do on the validation split.
             "one-shot only": {
                 _CALLBACK + "labels": "given",
@@ -299,11 +299,12 @@ DEMOS = {
         smoke=Length(
             (20, 6, 6),
             {
-                "trainer.max_epochs": 14,
+                "trainer.max_epochs": 6,
                 "trainer.check_val_every_n_epoch": 2,
                 "data.init_args.images": 4,
                 "data.init_args.steps_per_epoch": 1,
                 _RECIPE + "network.target_classes": 20,
+                _CALLBACK + "start": 4,
                 _CALLBACK + "epochs": 1,
                 _CALLBACK + "decay_epoch": 1,
             },
