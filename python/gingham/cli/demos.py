@@ -216,18 +216,19 @@ DEMOS = {
         config="dap_world",
         arms={
             "full": {_CALLBACK + "budget": 1.0},  # to the bit what is trained without the callback
-            "shorter": {_CALLBACK + "budget": 1.0, "trainer.max_epochs": 9},  # three quarters
-            "random drop": {_CALLBACK + "drop": "random"},
+            "shorter": {_CALLBACK + "budget": 1.0, "trainer.max_epochs": 6},  # three quarters
+            "random drop": {_CALLBACK + "drop": "random", _CALLBACK + "smoothing": 1.0},
             "hardest drop": {_CALLBACK + "drop": "hardest"},
             "DaP": {},
         },
         scores=(Score("accuracy", "accuracy", decimals=2), Score("thousand visits", "visits", 0.001)),
         comparisons=(
+            Comparison("DaP", "random drop", floor=0.3),
             Comparison("DaP", "full", floor=-0.5, relative=True),
             Comparison("DaP", "shorter", floor=0.0),
-            Comparison("DaP", "random drop", floor=0.3),
             Comparison("DaP", "hardest drop"),
         ),
+        bounds=("full",),
         quick=Length((2400, 600, 1000)),
         smoke=Length(
             (200, 20, 20),
