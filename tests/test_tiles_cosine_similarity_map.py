@@ -1,6 +1,7 @@
 """The CPU kernels of cosine_similarity_map with AMX's tiles in software, and scratch memory that is no number.
 
-Where the machine has AMX, tests/test_cosine_similarity_map.py runs the real instructions as well.
+Tiles hold bfloat16; the other types are computed as without them. Where the machine has AMX,
+tests/test_cosine_similarity_map.py runs the real instructions as well.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import ctypes
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,20 +38,25 @@ class Map(ctypes.Structure):
 
 
 @pytest.fixture(scope="session")
-def emulation(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    library = tmp_path_factory.mktemp("tile_emulation") / "emulation.so"
-    flags = ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16"]
-    defines = ["-DGINGHAM_TILES", "-DGINGHAM_EMULATED_TILES", "-DGINGHAM_ISA=amx"]
-    include = [f"-I{ROOT / folder}" for folder in ("csrc/include", "csrc/cpu", "tests/tile_emulation")]
-    sources = [str(ROOT / folder / "cosine_similarity_map.cpp") for folder in ("csrc/cpu", "tests/tile_emulation")]
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ctypes.CDLL]:
+    """The kernels of "avx512", or those of "amx" on emulated tiles."""
+    return cache(lambda isa: build(isa, tmp_path_factory.mktemp(isa)))
+
+
+def build(isa: str, folder: Path) -> ctypes.CDLL:
+    flags = ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+    flags += ["-mavx512bf16", "-DGINGHAM_TILES", "-DGINGHAM_EMULATED_TILES"] if isa == "amx" else []
+    include = [f"-I{ROOT / path}" for path in ("csrc/include", "csrc/cpu", "tests/tile_emulation")]
+    sources = [str(ROOT / path / "cosine_similarity_map.cpp") for path in ("csrc/cpu", "tests/tile_emulation")]
     options = ["-std=c++17", "-O2", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
     objects = []
-    for folder, source in zip(("kernels", "module"), sources, strict=True):  # of one name
-        objects.append(str(library.with_name(f"{folder}.o")))
-        command = [str(COMPILER), *options, *flags, *defines, *include, "-c", source, "-o", objects[-1]]
+    for name, source in zip(("kernels", "module"), sources, strict=True):
+        objects.append(str(folder / f"{name}.o"))
+        command = [str(COMPILER), *options, *flags, f"-DGINGHAM_ISA={isa}", *include, "-c", source, "-o", objects[-1]]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-    subprocess.run([str(COMPILER), "-shared", *objects, "-o", str(library)], check=True)
-    loaded = ctypes.CDLL(str(library))
+    library = str(folder / "kernels.so")
+    subprocess.run([str(COMPILER), "-shared", *objects, "-o", library], check=True)
+    loaded = ctypes.CDLL(library)
     loaded.forward.restype = loaded.backward.restype = ctypes.c_bool
     return loaded
 
@@ -65,7 +72,7 @@ def view_of(x: Tensor) -> Map:
     [(5, 0, (3, 4)), (3, 2, (5, 7)), (81, 9, (1, 1)), (97, 17, (9, 14)), (300, 33, (3, 47)), (66, 70, (7, 19))],
 )
 def test_scratch_memory_and_tiles(
-    emulation: ctypes.CDLL,
+    kernels: Callable[[str], ctypes.CDLL],
     channels: int,
     count: int,
     size: tuple[int, int],
@@ -80,8 +87,9 @@ def test_scratch_memory_and_tiles(
     shape = (ctypes.c_int64 * 5)(2, channels, count, *size)
     views = (Map * 4)(*(view_of(x) for x in (features, output, grad, grad_features)))
     vectors = [ctypes.c_void_p(x.data_ptr()) for x in (prototypes, *norms, grad_prototypes)]
-    assert emulation.forward(shape, CODES[dtype], views, *vectors[:3])
-    assert emulation.backward(shape, CODES[dtype], views, *vectors)
+    loaded = kernels("amx" if dtype == torch.bfloat16 else "avx512")
+    assert loaded.forward(shape, CODES[dtype], views, *vectors[:3])
+    assert loaded.backward(shape, CODES[dtype], views, *vectors)
     expected = cosines_and_gradients(features, prototypes, grad)
     for name, got, exact in zip(NAMES, (output, grad_features, grad_prototypes), expected, strict=True):
         assert_within_bounds(name, got, exact, dtype)

@@ -1,14 +1,14 @@
-// The kernels of cosine_similarity_map on emulated tiles.
+// The kernels of cosine_similarity_map, those of amx on emulated tiles.
 #include "gingham/cosine_similarity_map.h"
 
 #include "c_interface.h"
 
-namespace gingham::cpu::amx {
+namespace gingham::cpu::GINGHAM_ISA {
 size_t workspace_size(const CosineSimilarityMapForward&, int);
 size_t workspace_size(const CosineSimilarityMapBackward&, int);
 void run(const CosineSimilarityMapForward&, int, void*, ParallelFor);
 void run(const CosineSimilarityMapBackward&, int, void*, ParallelFor);
-}  // namespace gingham::cpu::amx
+}  // namespace gingham::cpu::GINGHAM_ISA
 
 namespace {
 
@@ -22,8 +22,9 @@ void describe(Call& call, const int64_t* s, int dtype, const Map* maps, void* pr
 }
 template <class Call>
 bool run(const Call& call) {
-  return with_scratch(gingham::cpu::amx::workspace_size(call, 1),
-                      [&](void* scratch) { gingham::cpu::amx::run(call, 1, scratch, one_after_the_other); });
+  namespace kernels = gingham::cpu::GINGHAM_ISA;
+  return with_scratch(kernels::workspace_size(call, 1),
+                      [&](void* scratch) { kernels::run(call, 1, scratch, one_after_the_other); });
 }
 
 }  // namespace
