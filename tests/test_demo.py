@@ -332,11 +332,15 @@ def test_the_galleries_of_all_arms_are_one_picture(tmp_path: Path) -> None:
         folder = tmp_path / Run(arm, 0).name
         (folder / "log").mkdir(parents=True)
         (folder / "log" / "metrics.csv").write_text("step,epoch,loss,val_map\n1,0,2.0,\n1,0,,0.5\n")
-        Image.new("RGB", (60, 40), colour).save(folder / "galleries.png")
+        noise = Image.effect_noise((60, 40), 90)  # thousands of colours
+        sheet = Image.merge("RGB", (noise, noise.rotate(180), noise.transpose(Image.Transpose.FLIP_LEFT_RIGHT)))
+        sheet.paste(colour, (20, 10, 40, 30))
+        sheet.save(folder / "galleries.png")
     demo._pictures(list(arms), {Run(arm, 0): {} for arm in arms}, tmp_path)
     with Image.open(tmp_path / "predictions.png") as sheet:
-        assert sheet.size == (60, 2 * (40 + 28))
-        assert sheet.getpixel((30, 50)) == (255, 0, 0) and sheet.getpixel((30, 118)) == (0, 0, 255)
+        assert sheet.size == (60, 2 * (40 + 28)) and sheet.mode == "P"
+        colours = sheet.convert("RGB")
+        assert colours.getpixel((30, 50)) == (255, 0, 0) and colours.getpixel((30, 118)) == (0, 0, 255)
 
 
 def test_a_file_that_is_not_written_to_its_end_does_not_appear(tmp_path: Path) -> None:

@@ -458,7 +458,8 @@ def _gallery_sheets(folders: Mapping[str, Path]) -> Any:
 
     from gingham.cli.galleries import stacked
 
-    return stacked({arm: Image.open(folder / _GALLERIES) for arm, folder in folders.items()})
+    whole = stacked({arm: Image.open(folder / _GALLERIES) for arm, folder in folders.items()})
+    return whole.quantize(256, dither=Image.Dither.NONE)  # of noisy photographs, which else fill megabytes
 
 
 def _panels(arms: list[str], runs: dict[Run, dict[str, Any]], out: Path) -> Any:
