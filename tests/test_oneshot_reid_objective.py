@@ -444,6 +444,7 @@ def test_a_split_comes_back_from_its_file_and_a_changed_one_does_not(tmp_path: P
     for change, text in (
         ({"labelled": [*content["labelled"], "z"]}, "its names were changed"),
         ({"labelled": [1]}, "its rule or its names"),
+        ({"labelled": [*content["labelled"], content["labelled"][1]]}, f"{content['labelled'][1]} is labelled twice"),
         ({"shots": "2"}, "it has no int 'shots'"),
     ):
         file.write_text(json.dumps(content | change))

@@ -436,6 +436,32 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(whole: Any, stop:
         assert table(tmp_path / where, file) == whole[1][number]
 
 
+def test_workers_learn_from_the_labels_of_the_moment(whole: Any, tmp_path: Path) -> None:
+    """From the first epoch and after an interruption, though Lightning asks for the loader before there are any."""
+
+    class Save(lightning.Callback):
+        def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+            if trainer.global_step == 3 * STEPS + 1:
+                trainer.save_checkpoint(tmp_path / "half.ckpt")
+
+    fit(tmp_path / "first", adaptation(), to=recipe({"dropout": 0.3}), callbacks=[Save()])
+    model = recipe({"dropout": 0.3})
+    run = trainer(tmp_path / "second", callbacks=[adaptation()], max_epochs=5, limit_val_batches=0)
+    run.fit(model, data(workers=1), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    for name, value in whole[0].items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    torch.save(model.network.state_dict(), tmp_path / "source.pt")
+    states = []
+    for workers in (0, 1):
+        watch, begun = Watch(), recipe(source_weights=str(tmp_path / "source.pt"))
+        options: dict[str, Any] = {"callbacks": [watch], "max_epochs": 2}
+        fit(tmp_path, adaptation(start=0), to=begun, given=data(workers=workers), **options)
+        assert not any("source" in streams for streams in watch.streams)
+        states.append(begun.state_dict())
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
 # ------------------------------------------------------------------------------------------------ the best network
 
 
@@ -521,6 +547,7 @@ def test_two_processes_label_as_one_does(tmp_path: Path) -> None:
             "accelerator": "cpu",
             "devices": 1,
             "max_epochs": 1,
+            "check_val_every_n_epoch": 2,
             "num_sanity_val_steps": 0,
             "enable_progress_bar": False,
             "enable_model_summary": False,
@@ -548,6 +575,14 @@ def test_two_processes_label_as_one_does(tmp_path: Path) -> None:
             again[name] for name in ("name", "person", "labelled")
         ]
         assert float(row["weight"]) == pytest.approx(float(again["weight"]), abs=1e-4)
+    # After training, the batch norms of both count as those of the first, which the checkpoint has.
+    given = instantiate({name: content[name] for name in ("model", "data")}, source=file)
+    trainer(tmp_path, callbacks=[adaptation(start=0)], max_epochs=0).fit(given.model, given.data)
+    given.model.load_state_dict(read_state_dict(tmp_path / "together" / "checkpoints" / "last.ckpt"))
+    guess = adaptation()._guess(given.data, given.model.features_of(given.data.target_loader()))
+    (last,) = (tmp_path / "together").rglob("final.csv")
+    for row, score in zip(table(last.parents[1], "final"), guess.scores, strict=True):
+        assert float(row["score"]) == pytest.approx(score, abs=2e-5)
 
 
 # ------------------------------------------------------------------------------------------------ options
@@ -632,6 +667,19 @@ def test_labels_are_made_once_and_an_error_is_everybodys() -> None:
     refused("nothing to cluster", DataError, lambda: adaptation_module._once(first, fail))
     second.made = first.made
     refused("nothing to cluster", DataError, lambda: adaptation_module._once(second, lambda: None))
+
+
+@pytest.mark.parametrize("options", [{"limit_val_batches": 0}, {"check_val_every_n_epoch": 6}], ids=str)
+def test_a_best_that_no_validation_can_find_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="keep must be 'last' where no epoch of an iteration is validated"):
+        fit(tmp_path, adaptation(keep="best"), **{"limit_val_batches": None, **options})
+
+
+def test_synchronised_batch_norms_take_no_groups(tmp_path: Path) -> None:
+    model = recipe({"bn_group": 2})
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm(model.network)
+    with pytest.raises(DataError, match=r"trainer\.sync_batchnorm replaces batch norms that take groups"):
+        fit(tmp_path, adaptation(), to=model)
 
 
 def test_what_does_not_fit_together_is_named(tmp_path: Path) -> None:

@@ -156,6 +156,17 @@ class ShareOfItems(Sampler[int]):
         return iter(self.indices)
 
 
+class LateLoader(DataLoader[Any]):
+    """A loader that begins, workers and order included, when its first batch is asked for.
+
+    Lightning makes the iterator of a training before callbacks are asked what it begins or goes on with, to count its
+    steps. Workers that started then would know nothing of labels that come later.
+    """
+
+    def __iter__(self) -> Any:
+        yield from super().__iter__()
+
+
 def _own_generator() -> torch.Generator:
     # A loader draws a seed for its workers each time it starts. From torch's own generator, that would shift dropout,
     # and a resumed run starts its loaders at other moments.
@@ -235,7 +246,7 @@ class ResumableData(lightning.LightningDataModule):
             batches = self.training_batches(len(dataset))
         if len(batches) == 0:
             raise DataError(f"the train split has {len(dataset)} images, fewer than one batch of all processes needs")
-        return DataLoader(
+        return LateLoader(
             SeededItems(dataset, self.seed, with_index=self.selection is not None),
             batch_sampler=batches,
             num_workers=self.workers,

@@ -201,6 +201,11 @@ class OneShotAdaptation(Callback):
                 "keep must be 'last' without persons held back for validation (data.validation_persons): the best "
                 "would be chosen by the test"
             )
+        if self.keep == "best" and not self._is_validated(trainer):
+            raise DataError(
+                "keep must be 'last' where no epoch of an iteration is validated (trainer.check_val_every_n_epoch, "
+                "limit_val_batches): there would be no best"
+            )
         if self.start == 0 and pl_module.source_weights is None:
             raise DataError("start must be 1 or more epochs where the recipe has no source_weights")
         if self.current is not None and len(self.current.weights) != len(data.target):
@@ -296,6 +301,15 @@ class OneShotAdaptation(Callback):
     def iterations(self, trainer: lightning.Trainer) -> int:
         """How many iterations the training has."""
         return math.ceil(((trainer.max_epochs or 0) - self.start) / self.epochs)
+
+    def _is_validated(self, trainer: lightning.Trainer) -> bool:
+        """Whether a validation comes within the iterations, if there are any."""
+        if self.iterations(trainer) < 1:
+            return True
+        if trainer.limit_val_batches == 0:
+            return False
+        every = trainer.check_val_every_n_epoch
+        return every is None or (trainer.max_epochs or 0) // every > self.start // every
 
     def _label_if_due(self, trainer: lightning.Trainer, recipe: OneShotRecipe, epoch: int) -> None:
         """Make the labels of the iteration that begins with this epoch, if they are not made yet."""

@@ -178,6 +178,11 @@ class GroupedBatchNorm(_BatchNorm):
         return torch.cat([super(GroupedBatchNorm, self).forward(x) for x in features.tensor_split(groups)])
 
 
+def has_groups(network: nn.Module) -> bool:
+    """Whether a network has batch normalisation over groups."""
+    return any(isinstance(layer, GroupedBatchNorm) for layer in network.modules())
+
+
 def _group_batch_norm(module: nn.Module, group: int) -> None:
     for name, child in module.named_children():
         if not isinstance(child, _BatchNorm):

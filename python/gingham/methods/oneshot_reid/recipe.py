@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from gingham.errors import DataError
 from gingham.methods.oneshot_reid.data import AdaptationData
-from gingham.methods.oneshot_reid.network import EmbeddingOutput, OneShotReID
+from gingham.methods.oneshot_reid.network import EmbeddingOutput, OneShotReID, has_groups
 from gingham.methods.oneshot_reid.objective import Weighting, classification_loss, embedding_loss
 from gingham.methods.oneshot_reid.streams import Stream
 from gingham.methods.reid_recipe import ReidRecipe
@@ -101,6 +101,7 @@ class OneShotRecipe(ReidRecipe):
             raise ValueError(f"tenth_every must be above 0 and at most 1, or None, got {tenth_every}")
         if tenth_every is not None and constant_share is not None:
             raise ValueError(f"tenth_every must be None with constant_share {constant_share}, got {tenth_every}")
+        self._has_groups = has_groups(self.network)
         self.source_weights, self.margin = source_weights, margin
         self.source_mining: Mining = source_mining
         self.target_mining: Mining = target_mining
@@ -142,6 +143,11 @@ class OneShotRecipe(ReidRecipe):
         load_state_dict(self.network, loaded | own, source=file)
 
     def on_fit_start(self) -> None:
+        if self._has_groups and not has_groups(self.network):
+            raise DataError(
+                "trainer.sync_batchnorm replaces batch norms that take groups of a batch: leave it out, or set "
+                "model.network.bn_group to null"
+            )
         if self.source_weights is None:  # otherwise the backbone's weights are in them
             super().on_fit_start()
 
@@ -180,6 +186,9 @@ class OneShotRecipe(ReidRecipe):
         convert = self.trainer.precision_plugin.convert_input
         hidden = None if self.trainer.is_global_zero else True
         batches = tqdm(loader, desc="looking at images", unit="batch", delay=2, disable=hidden, leave=False)
+        if _several_processes():  # their batch norms saw different images, and a checkpoint holds those of the first
+            for buffer in self.network.buffers():
+                dist.broadcast(buffer, 0)
         was_training = self.training
         self.eval()
         parts = []
@@ -230,9 +239,13 @@ class OneShotRecipe(ReidRecipe):
         return found
 
 
+def _several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def _gathered(part: Tensor, length: int) -> Tensor:
     """The rows [n, C] of all processes, each of which has every world_size-th of so many, in their order."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not _several_processes():
         return part
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, part)

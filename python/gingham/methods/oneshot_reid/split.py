@@ -144,6 +144,9 @@ def read_split(path: str | Path) -> OneShotSplit:
             raise DataError(f"{path}: no split, it has no {kind.__name__} {name!r}")
     if content["rule"] not in ("random", "first") or not all(isinstance(name, str) for name in content["labelled"]):
         raise DataError(f"{path}: no split, its rule or its names are something else")
+    if len(set(content["labelled"])) < len(content["labelled"]):
+        twice = next(name for name in content["labelled"] if content["labelled"].count(name) > 1)
+        raise DataError(f"{path}: {twice} is labelled twice")
     given = content.pop("sha256")
     split = OneShotSplit(
         **{name: content[name] for name in fields if name != "sha256"} | {"labelled": tuple(content["labelled"])}
