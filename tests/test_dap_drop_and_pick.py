@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -30,6 +31,8 @@ from gingham.methods.dap.recipe import ClassificationRecipe
 from gingham.methods.dap.schedule import Schedule
 from gingham.methods.pdml.recipe import PDMLRecipe
 from gingham.methods.resumable_data import SelectedBatches
+from gingham.methods.schp import self_correction
+from gingham.methods.schp.self_correction import SelfCorrection
 from gingham.methods.segmentation_data import SegmentationData
 from trainings import trainer
 
@@ -118,6 +121,16 @@ def test_an_epoch_has_the_rate_that_it_has_in_ordinary_training(tmp_path: Path, 
         assert shorter.rates[-1][-1] < 0.05 * (1.5 / (7 * shorter.lengths[-1])) ** options["power"] * 1.2
 
 
+def test_milestones_are_epochs_where_steps_end_the_training(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"milestones": (1, 2)}
+    _, whole = trained(tmp_path, [], epochs=5, recipe=options, data=garments(drop_last=True))
+    for epochs in (5, -1):
+        _, cut = trained(tmp_path, [], epochs=epochs, max_steps=13, recipe=options, data=garments(drop_last=True))
+        assert [len(rates) for rates in cut.rates] == [5, 5, 3]
+        assert cut.rates == [*whole.rates[:2], whole.rates[2][:3]]
+    assert [rates[-1] for rates in cut.rates] == pytest.approx([0.05, 0.005, 0.0005])
+
+
 def test_gradients_or_rates_can_make_up_for_the_dropped(tmp_path: Path) -> None:
     plain_steps = {"momentum": 0.0, "weight_decay": 0.0, "power": 0.0}
     weights = {}
@@ -125,6 +138,8 @@ def test_gradients_or_rates_can_make_up_for_the_dropped(tmp_path: Path) -> None:
         callback = DropAndPick(**CYCLES, rescale=rescale)  # type: ignore[arg-type]
         weights[rescale], watch = trained(tmp_path, [callback], epochs=3, recipe=plain_steps)
         assert {rate for rates in watch.rates for rate in rates} == {0.05}  # between steps
+    with pytest.raises(MisconfigurationException, match="rescale must be 'rate' with the optimizer adamw"):
+        trained(tmp_path, [DropAndPick(**CYCLES, rescale="loss")], recipe={"optimizer": "adamw"})
     for name, value in weights["loss"].network.named_parameters():
         torch.testing.assert_close(value, weights["rate"].network.get_parameter(name), rtol=1e-4, atol=1e-6)
     assert not same(weights["loss"], weights["none"])
@@ -217,7 +232,7 @@ def test_a_callback_that_looks_at_the_loader_first_changes_nothing(tmp_path: Pat
 # --- what it works with -----------------------------------------------------------------------------------------------
 
 
-def test_it_works_on_ccnet_by_configuration_alone(tmp_path: Path) -> None:
+def test_it_works_on_ccnet_by_configuration_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = "gingham.methods.dap.drop_and_pick.DropAndPick"
     callback = json.dumps(
         [{"class_path": path, "init_args": {"budget": None, "fraction": 0.5, "warmup": 1, "cycle": 2}}]
@@ -233,7 +248,33 @@ def test_it_works_on_ccnet_by_configuration_alone(tmp_path: Path) -> None:
     assert main(["fit", *words]) == 0
     state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["drop_and_pick"]
     assert state["sizes"] == [16, 16, 8] and state["visits"] == 40
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    written["trainer"] |= {"max_steps": 100, "max_epochs": None}  # as the configurations of Cityscapes, ADE20K and VOC
+    (tmp_path / "steps.yaml").write_text(yaml.safe_dump(written))
+    words[0] = f"--config={tmp_path / 'steps.yaml'}"
+    again = [*words, "--overwrite", "--data.lengths=[16,2,2]", "--trainer.max_epochs=3"]
+    assert main(["fit", *again]) == 2
+    assert "no trainer.max_steps (-1 undoes that of a configuration)" in capsys.readouterr().err
+    assert main(["fit", *again, "--trainer.max_steps=-1"]) == 0
     assert state["losses"].isfinite().all() and len(state["losses"].unique()) == 16
+
+
+def test_batch_norms_of_averaged_networks_see_the_dropped_images_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(
+        self_correction, "estimate_batch_norm", lambda _, images: seen.append(sum(len(batch) for batch in images))
+    )
+    scenes = SegmentationData("wardrobe", batch_size=4, crop=64, scales=None, lengths=(16, 1, 1))
+    network = {"backbone": "small", "num_classes": 7, "loops": 0, "output_stride": 4, "head_channels": 16}
+    correction = SelfCorrection(start=1, cycle=1, warmup=0, refine_labels=False, write_labels=False)
+    dropping = DropAndPick(None, 0.5, warmup=1, cycle=9)
+    trainer(tmp_path, callbacks=[correction, dropping], max_epochs=4, limit_val_batches=0).fit(
+        CCNetRecipe(network | {"auxiliary": False}), scenes
+    )
+    assert dropping.active_set is not None and dropping.active_set.sizes == [16, 16, 8, 4]
+    assert seen == [16] * 4
 
 
 def test_images_count_by_the_mean_of_their_labelled_pixels() -> None:
@@ -258,7 +299,7 @@ def test_images_count_by_the_mean_of_their_labelled_pixels() -> None:
         (lambda run: run({"max_steps": 10}), "give trainer.max_epochs, and no trainer.max_steps"),
         (lambda run: run({"max_epochs": 3, "limit_train_batches": 0.5}), "needs whole epochs"),
         (lambda run: run({"max_epochs": 3, "limit_train_batches": 1}), "needs whole epochs"),
-        (lambda run: run({"max_epochs": 3, "fast_dev_run": True}), "drop-and-pick"),
+        (lambda run: run({"max_epochs": 3, "fast_dev_run": True}), "needs whole epochs: leave .*fast_dev_run out"),
         (lambda run: run({"max_epochs": 3}, budget=0.3), "budget must be at least"),
         (lambda run: run({"max_epochs": 3, "val_check_interval": 5}), "val_check_interval must be at most 3"),
         (lambda run: run({"max_epochs": 3}, data={"drop_last": True}, min_active=4), "min_active must be 16 or more"),
@@ -376,6 +417,8 @@ def test_states_of_other_trainings_are_refused(tmp_path: Path) -> None:
         fit(callbacks).save_checkpoint(tmp_path / f"{name}.ckpt")
     with pytest.raises(CheckpointError, match="of a training without drop-and-pick"):
         fit([DropAndPick(None, 0.3, warmup=1)], tmp_path / "plain.ckpt")
+    with pytest.raises(CheckpointError, match="of a training whose epochs left items out"):
+        fit([], tmp_path / "dropping.ckpt")
     with pytest.raises(CheckpointError, match=r"fraction 0\.3, not 0\.4"):
         fit([DropAndPick(None, 0.4, warmup=1)], tmp_path / "dropping.ckpt")
 

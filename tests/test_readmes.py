@@ -73,6 +73,7 @@ def test_commands_exist(page: str) -> None:
         if command in ("demo", "predict", "bench"):
             file = SOURCE / ("bench/command.py" if command == "bench" else f"cli/{command}.py")
             assert all(f'"{option}"' in file.read_text() for option in options), line
+            assert not any(re.match(r"--\w+\.", word) for word in words), line
         else:
             known = {"--config", "--run_dir", "--ckpt_path", "--overwrite", "--check_data", "--checkpoint_every"}
             assert options <= {*known, "--help"}, line

@@ -189,11 +189,17 @@ class NetworkRecipe(lightning.LightningModule, ABC):
             for name, state in states.items()
         }
         checkpoint["optimizer"] = self.optimizer
+        checkpoint["whole_epochs"] = self.pace is None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         optimizer = checkpoint.get("optimizer", self.optimizer)
         if self.trainer.state.fn == "fit" and optimizer != self.optimizer:
             raise CheckpointError(f"the checkpoint is of a run with optimizer {optimizer}, not {self.optimizer}")
+        if self.trainer.state.fn == "fit" and self.pace is None and not checkpoint.get("whole_epochs", True):
+            raise CheckpointError(
+                "the checkpoint is of a training whose epochs left items out; go on with the callback that did that, "
+                "such as drop-and-pick"
+            )
         self._random_states = {}
         for name, states in checkpoint.get("random_states", {}).items():
             rows = states.reshape(-1, states.shape[-1])

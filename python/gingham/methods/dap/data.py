@@ -172,7 +172,10 @@ class ClassificationData(ResumableData):
 
     def _root(self) -> Path:
         if self.root is None:
-            raise DataError(f"data.root is not set: give the folder of {self.name} with --data.root DIR")
+            raise DataError(
+                f"data.root is not set: give the folder of {self.name} with --data.root DIR, or to predict, the "
+                "config.yaml of a run that was trained with it"
+            )
         return Path(self.root)
 
     def setup(self, stage: str) -> None:

@@ -55,7 +55,7 @@ class DropAndPick(Callback):
         class_floor: share of each class's samples that is never dropped, 0 to 1. Where it holds samples back, a
             training makes more visits than planned.
         rescale: "loss" weighs samples by N over the number of active ones, "rate" multiplies the learning rate by it;
-            with plain SGD without decay they are the same.
+            with plain SGD without decay they are the same, and with Adam the first is refused: it would do nothing.
 
     Raises:
         ValueError: an argument outside its range, or budget and fraction both given, or neither.
@@ -116,6 +116,11 @@ class DropAndPick(Callback):
         if not isinstance(pl_module, NetworkRecipe) or not pl_module.gives_item_losses():
             raise DataError(
                 f"drop-and-pick ranks items by their losses, and this {type(pl_module).__name__} gives none"
+            )
+        if self.rescale == "loss" and pl_module.optimizer != "sgd":
+            raise MisconfigurationException(
+                f"rescale must be 'rate' with the optimizer {pl_module.optimizer}, which divides gradients by their "
+                "size: 'loss' would do nothing"
             )
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, ResumableData):
@@ -277,12 +282,14 @@ class DropAndPick(Callback):
 
 
 def _require_whole_epochs(trainer: lightning.Trainer) -> None:
-    if trainer.max_steps != -1 or not trainer.max_epochs or trainer.max_epochs < 0:
-        raise MisconfigurationException(
-            "drop-and-pick counts epochs: give trainer.max_epochs, and no trainer.max_steps"
-        )
     limit = trainer.limit_train_batches  # 1.0 is the whole epoch, 1 a single batch
-    if not isinstance(limit, float) or limit != 1.0 or trainer.overfit_batches:  # type: ignore[attr-defined]
+    is_cut = not isinstance(limit, float) or limit != 1.0 or trainer.overfit_batches  # type: ignore[attr-defined]
+    if is_cut or trainer.fast_dev_run:  # type: ignore[attr-defined]
         raise MisconfigurationException(
             "drop-and-pick needs whole epochs: leave trainer.limit_train_batches, overfit_batches and fast_dev_run out"
+        )
+    if trainer.max_steps != -1 or not trainer.max_epochs or trainer.max_epochs < 0:
+        raise MisconfigurationException(
+            "drop-and-pick counts epochs: give trainer.max_epochs, and no trainer.max_steps (-1 undoes that of a "
+            "configuration)"
         )

@@ -7,6 +7,7 @@ for each step:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -104,8 +105,12 @@ class ClassificationRecipe(NetworkRecipe):
     def rate_factor(self, step: int, total: int) -> float:
         if not self.milestones:
             return super().rate_factor(step, total)
-        epochs = self.trainer.max_epochs or 1
-        return float(0.1 ** sum(step * epochs >= epoch * total for epoch in self.milestones))
+        if self.pace is not None:
+            steps = total / (self.trainer.max_epochs or 1)
+        else:  # also where max_steps ends the training; before the loader is there, all steps are of the first epoch
+            steps = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+            steps = math.ceil(steps) if math.isfinite(steps) else steps
+        return float(0.1 ** sum(step >= epoch * steps for epoch in self.milestones))
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         images, labels = batch["image"], batch["label"]

@@ -32,6 +32,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gingham.data.segmentation import SegmentationDataset, read_soft_label, write_label, write_soft_label
 from gingham.errors import DataError
+from gingham.methods.resumable_data import EpochBatches
 from gingham.methods.schp.objective import refined_labels
 from gingham.methods.schp.schedule import cycles_after, cyclical_rate
 from gingham.methods.segmentation_data import SegmentationData
@@ -391,6 +392,11 @@ def estimate_batch_norm(network: nn.Module, batches: Any) -> None:
 
 
 def _images(trainer: lightning.Trainer, device: torch.device) -> Iterator[Tensor]:
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
     loader: Any = trainer.train_dataloader
+    if getattr(data, "selection", None) is not None:  # drop-and-pick leaves images out of that
+        dataset = data.dataset("train")
+        options = (len(dataset), data.batch_size, data.seed, *data.process())
+        loader = data.training_loader(dataset, batches=EpochBatches(*options, drop_last=data.drop_last))
     for batch in loader:
         yield trainer.precision_plugin.convert_input(batch["image"].to(device))
