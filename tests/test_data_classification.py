@@ -125,7 +125,7 @@ def write_folders(root: Path) -> None:
                 Image.new("RGB", (40, 30 + item), (50 * number, 0, 0)).save(folder / f"{item}.png")
 
 
-def test_folders_are_classes(tmp_path: Path) -> None:
+def test_folders_are_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folders(tmp_path)
     dataset = ImageFolder(tmp_path)
     assert dataset.class_names == ("cat", "dog", "eel") and dataset.targets.tolist() == [0, 0, 1, 1, 2, 2]
@@ -139,9 +139,15 @@ def test_folders_are_classes(tmp_path: Path) -> None:
     picture: Any = {"image": torch.randint(256, (3, 40, 31), dtype=torch.uint8), "label": torch.tensor(0), "name": "a"}
     assert torch.equal(data.augment(picture)["image"], data.evaluate(picture)["image"])  # as nothing augments
     (tmp_path / "val" / "cat" / "0.png").write_bytes(b"no picture")
-    assert [text.split(": ")[1] for text in check_dataset(data.dataset("val"))] == [
-        "cannot be read, truncated or not an image; replace the file"
+    Image.fromarray(np.full((30, 40), 300, np.uint16)).save(tmp_path / "val" / "eel" / "0.png")
+    Image.new("L", (100, 100)).save(tmp_path / "val" / "eel" / "more" / "1.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    wrong = [text.split(": ")[1] for text in check_dataset(data.dataset("val"))]
+    assert wrong[:2] == [
+        "cannot be read, truncated or not an image; replace the file",
+        "has more than 8 bits a channel (mode I;16); convert it to 8 bits first",
     ]
+    assert len(wrong) == 3 and "10000 pixels" in wrong[2]
 
 
 def test_folders_that_are_no_classes_are_named(tmp_path: Path) -> None:

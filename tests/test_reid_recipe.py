@@ -402,7 +402,7 @@ def test_galleries_are_predicted(run_dir: Path, tmp_path: Path, capsys: pytest.C
         assert reason in capsys.readouterr().err
 
 
-def test_galleries_of_tracklets_are_predicted(tmp_path: Path) -> None:
+def test_galleries_of_tracklets_are_predicted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from gingham.cli.galleries import GalleryWriter
 
     for side, names in (("query", "ab"), ("gallery", "cdefg")):
@@ -414,6 +414,11 @@ def test_galleries_of_tracklets_are_predicted(tmp_path: Path) -> None:
     writer = GalleryWriter(made, tracklets(), tmp_path, tmp_path / "gallery")
     rows = writer.write("b", writer.read(tmp_path / "query" / "b"))
     assert sorted(row["name"] for row in rows) == list("cdefg") and (tmp_path / "galleries" / "b.png").is_file()
+    (tmp_path / "gallery" / "h").mkdir()
+    (tmp_path / "gallery" / ".thumbnails").mkdir()
+    assert GalleryWriter(made, tracklets(), tmp_path, tmp_path / "gallery").left_out == 1
+    left_out = f"gingham: left out {tmp_path / 'gallery' / 'h'}: --gallery {tmp_path / 'gallery' / 'h'}: no image in it"
+    assert left_out in capsys.readouterr().err
     made.network.linear.bias.data[0] = torch.nan
     with pytest.raises(DataError, match="its features are NaN or infinite"):
         writer.write("b", writer.read(tmp_path / "query" / "b"))

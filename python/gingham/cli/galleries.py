@@ -138,7 +138,7 @@ class GalleryWriter:
         features = []
         for file in tqdm(sighting_files("--gallery", gallery), desc="gallery", unit="item", disable=None):
             try:
-                pixels = self.read(file)
+                pixels = self.read(file, "--gallery")
                 features.append(self._feature(pixels))
             except (DataError, MemoryError) as error:
                 print(f"gingham: left out {file}: {str(error).removeprefix(f'{file}: ')}", file=sys.stderr)
@@ -150,12 +150,12 @@ class GalleryWriter:
             raise DataError(f"--gallery {gallery}: nothing in it can be read")
         self.features = torch.cat(features).double()
 
-    def read(self, file: Path) -> list[Tensor]:
+    def read(self, file: Path, option: str = "--images") -> list[Tensor]:
         """An image, or the frames of a tracklet in the order of their names, uint8 [3, H, W] each."""
         if file.is_dir() != self.of_tracklets:
             wanted = "folders with the frames of one tracklet each" if self.of_tracklets else "images"
             raise ConfigError(f"{file}: this configuration retrieves {wanted}")
-        return [read_upright(frame) for frame in (image_files("--images", file) if file.is_dir() else [file])]
+        return [read_upright(frame) for frame in (image_files(option, file) if file.is_dir() else [file])]
 
     def _feature(self, frames: list[Tensor]) -> Tensor:
         pixels = torch.stack([self.data.evaluate(frame) for frame in frames]).to(self.recipe.device)

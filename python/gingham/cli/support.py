@@ -40,13 +40,15 @@ def image_files(option: str, path: Path) -> list[Path]:
 
 
 def sighting_files(option: str, path: Path) -> list[Path]:
-    """The images, or the folders of a tracklet's frames, that an option names.
+    """The images, or the folders of a tracklet's frames, that an option names; hidden folders are none.
 
     Raises:
         DataError: there is no such file or folder, or neither image nor folder in it.
     """
-    if path.is_dir() and (folders := sorted(each for each in path.iterdir() if each.is_dir())):
-        return folders
+    if path.is_dir():
+        folders = sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
+        if folders:
+            return folders
     return image_files(option, path)
 
 
@@ -138,14 +140,12 @@ def read_stored(file: Path) -> StoredImage:
     """
     from gingham.data.segmentation import read_image
 
+    image = read_image(file)
     try:
-        image = read_image(file)
         with Image.open(file) as header:
-            mode, orientation = header.mode, header.getexif().get(ExifTags.Base.Orientation, 1)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            orientation = header.getexif().get(ExifTags.Base.Orientation, 1)
+    except (OSError, SyntaxError) as error:
         raise DataError(f"{file}: {error}") from error
-    if mode.startswith(("I", "F")):
-        raise DataError(f"{file}: has more than 8 bits a channel (mode {mode}); convert it to 8 bits first")
     return StoredImage(image, orientation)
 
 

@@ -175,12 +175,14 @@ class FolderSegmentation(SegmentationDataset):
 
 
 def read_image(path: Path) -> torch.Tensor:
-    """Read any image file that Pillow knows as RGB, uint8 [3, H, W].
+    """Read any image file that Pillow knows as RGB, uint8 [3, H, W], as the file has it: EXIF turns nothing.
 
     Raises:
-        DataError: the file is missing, truncated or no image.
+        DataError: the file is missing, truncated or no image, or has more than eight bits a channel.
     """
     with open_image(path) as image:
+        if image.mode.startswith(("I", "F")):  # Pillow would clip the values
+            raise DataError(f"{path}: has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits first")
         pixels = np.array(image.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
@@ -264,6 +266,8 @@ def open_image(path: Path) -> Image.Image:
         image.load()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: {error}") from error
     # Pillow reports a damaged PNG as SyntaxError or ValueError, depending on which chunk is hit.
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path}: cannot be read, truncated or not an image; replace the file") from error
