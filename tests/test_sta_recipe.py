@@ -208,6 +208,14 @@ def test_options_outside_their_range_are_named(options: dict[str, Any]) -> None:
         recipe(**options)
 
 
+def test_triplets_can_be_left_out(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    run.fit(recipe(triplet_weight=0.0), data(persons_per_batch=1))
+    logged = run.callback_metrics
+    assert "loss_triplet" not in logged
+    torch.testing.assert_close(logged["loss"], logged["loss_identity"] + 1.0 * logged["regularization"])
+
+
 def test_what_does_not_fit_together_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="regularization must be 0 for a network without attention"):
         recipe({"attention": "none"})

@@ -15,7 +15,7 @@ class ClipLosses(NamedTuple):
     """The three terms, scalars."""
 
     identity: Tensor  # cross-entropy of the training persons
-    triplet: Tensor  # batch-hard
+    triplet: Tensor  # batch-hard; 0 without triplets
     regularization: Tensor  # distance between the attention of two frames; 0 without attention
 
 
@@ -23,7 +23,7 @@ def clip_losses(
     output: STAOutput,
     persons: Tensor,
     *,
-    margin: float | Literal["soft"] = 0.3,
+    margin: float | Literal["soft"] | None = 0.3,
     label_smoothing: float = 0.0,
     pairs: Literal["one", "all"] = "one",
 ) -> ClipLosses:
@@ -31,8 +31,8 @@ def clip_losses(
 
     Args:
         output: of the network.
-        persons: [B] int64, two different ones at least.
-        margin: of the triplets, or "soft" for the logistic function in its place.
+        persons: [B] int64, for triplets two different ones at least.
+        margin: of the triplets, or "soft" for the logistic function in its place, or None for no triplets.
         label_smoothing: share of the identity's target that all persons have equally, from 0 to below 1.
         pairs: whose attention is compared, see `gingham.nn.interframe_regularization`.
 
@@ -40,7 +40,7 @@ def clip_losses(
         The terms, not weighed.
 
     Raises:
-        ValueError: one person only, or an option outside its range.
+        ValueError: triplets of one person only, or an option outside its range.
 
     Source: section 3.4; margin and weights are not confirmed.
 
@@ -53,11 +53,11 @@ def clip_losses(
     regularization = output.features.new_zeros(())
     if output.attention is not None:
         regularization = interframe_regularization(output.attention, pairs)
-    return ClipLosses(
-        F.cross_entropy(output.logits, persons, label_smoothing=label_smoothing),
-        triplet_loss(output.features, persons, margin=margin),
-        regularization,
-    )
+    triplet = output.features.new_zeros(())
+    if margin is not None:
+        triplet = triplet_loss(output.features, persons, margin=margin)
+    identity = F.cross_entropy(output.logits, persons, label_smoothing=label_smoothing)
+    return ClipLosses(identity, triplet, regularization)
 
 
 def score_entropy(scores: Tensor) -> Tensor:

@@ -123,10 +123,11 @@ class STARecipe(ReidRecipe):
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         clips, persons = batch["frames"], batch["person"]
         output = self.network(_channels_last(clips))
-        terms = clip_losses(output, persons, margin=self.margin, label_smoothing=self.label_smoothing, pairs=self.pairs)
+        margin = self.margin if self.triplet_weight else None
+        terms = clip_losses(output, persons, margin=margin, label_smoothing=self.label_smoothing, pairs=self.pairs)
         loss = self.identity_weight * terms.identity + self.triplet_weight * terms.triplet
         loss = loss + self.regularization * terms.regularization
-        watched = {"loss_identity": terms.identity, "loss_triplet": terms.triplet}
+        watched = {"loss_identity": terms.identity} | ({} if margin is None else {"loss_triplet": terms.triplet})
         watched |= {"regularization": terms.regularization, "entropy": score_entropy(output.scores.detach())}
         self.log_dict(watched, batch_size=len(clips))
         self.log("loss", loss, prog_bar=True, batch_size=len(clips))
