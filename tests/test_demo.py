@@ -200,6 +200,13 @@ def test_a_score_can_be_compared_with_another_of_the_same_run() -> None:
     assert list(found) == ["masked pooling - all foreground"]
 
 
+def test_the_heading_says_which_arms_train_longer() -> None:
+    arms = {"full": 8, "shorter": 6, "DaP": 8}
+    runs = {Run(arm, seed): {"trainer": {"max_epochs": epochs}} for seed in (0, 1) for arm, epochs in arms.items()}
+    assert demo._epochs(runs) == "8 epochs (shorter: 6)"
+    assert demo._epochs({run: settings for run, settings in runs.items() if run.arm != "shorter"}) == "8 epochs"
+
+
 def test_one_seed_has_no_interval() -> None:
     scores = {Run("R=0", 0): {"trousers-IoU": 20.0}, Run("R=2", 0): {"trousers-IoU": 50.0}}
     assert demo._differences(DEMOS["ccnet"], scores)["R=2 - R=0"] == {
@@ -217,8 +224,9 @@ def test_one_seed_has_no_interval() -> None:
 def test_a_claim_is_shown_above_its_floor_and_clear_of_zero(pairs: list[float], verdict: str) -> None:
     scores = {Run("R=0", seed): {"trousers-IoU": 20.0} for seed in range(3)}
     scores |= {Run("R=1", seed): {"trousers-IoU": 20.0 + pair} for seed, pair in enumerate(pairs)}
-    (line,) = demo._comparison_lines(DEMOS["ccnet"], demo._differences(DEMOS["ccnet"], scores))
+    line, *others = demo._comparison_lines(DEMOS["ccnet"], demo._differences(DEMOS["ccnet"], scores))
     assert line.endswith(f"; at least +8.0 claimed: {verdict}")
+    assert others == ["", demo.SHOWN]
 
 
 ERRORS = Demo(
@@ -243,7 +251,7 @@ def test_a_score_that_is_to_fall_has_a_claim_of_its_own(errors: list[float], ver
     scores |= {Run("with", seed): {"hits": 53.0 + seed / 10, "errors": x} for seed, x in enumerate(errors)}
     found = demo._differences(ERRORS, scores)
     assert found["with - without, errors, %"]["by_seed"][0] == errors[0] - 100
-    first, second = demo._comparison_lines(ERRORS, found)
+    first, second, *_ = demo._comparison_lines(ERRORS, found)
     assert first.startswith("with - without: +3.0 +3.1 +3.2;")
     assert first.endswith("; at least +2.0 claimed: shown")
     assert second.startswith(f"with - without, errors, %: {errors[0] - 100:+.1f} ")

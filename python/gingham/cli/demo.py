@@ -28,6 +28,10 @@ from gingham.cli.demos import DEMOS, Comparison, Demo, Length
 from gingham.cli.strict_json import strict_json
 from gingham.errors import GinghamError
 
+SHOWN = (
+    "Shown: the mean (or the median, where that is claimed) reaches what is claimed, and the 95 % interval is clear of "
+    "zero; where a loss is claimed to be small, the interval is clear of that loss."
+)
 _GALLERIES = "galleries.png"  # what a run of retrieval leaves beside its scores
 
 
@@ -291,10 +295,9 @@ def _write_results(
         for run, settings in runs.items()
     }
     _write(out / "results.json", strict_json(made_with | each))
-    settings = next(iter(runs.values()))
     report = "\n".join(
         [
-            *_heading(demo, command, machine, settings),
+            *_heading(demo, command, machine, runs),
             "",
             *_table(demo, results),
             "",
@@ -320,7 +323,7 @@ def _write_overview(headlines: Mapping[str, Headline], command: str, options: ar
     done = "" if len(headlines) == len(DEMOS) else f"; so far {len(headlines)} of {len(DEMOS)} demos"
     means = "one seed" if options.seeds == 1 else f"means of {options.seeds} seeds"
     lines = [f"Each method and its baseline on the embedded world, test split, {means}{done}: `{command}`."]
-    report = "\n".join([*lines, _made_on(machine), "", *table(headlines)])
+    report = "\n".join([*lines, _made_on(machine), "", *table(headlines), "", SHOWN])
     print(report)
     print(f"results of all: {options.out / 'results.md'} and {options.out / 'results.json'}", flush=True)
     _write(options.out / "results.md", report + "\n")
@@ -359,17 +362,25 @@ def _difference(demo: Demo, comparison: Comparison, results: Mapping[Run, Mappin
     return 100 * (score - baseline) / baseline if baseline else math.nan
 
 
-def _heading(demo: Demo, command: str, machine: Mapping[str, str], settings: Mapping[str, Any]) -> list[str]:
+def _heading(demo: Demo, command: str, machine: Mapping[str, str], runs: Mapping[Run, Mapping[str, Any]]) -> list[str]:
     from gingham.cli.options import instantiate
 
+    settings = next(iter(runs.values()))
     data = instantiate(settings, source=demo.config).data
     asked = settings["data"]["init_args"]["lengths"][0]
     length = data.training_length() if hasattr(data, "training_length") else asked  # of data that may have fewer
     return [
-        f"{demo.title}, test split; {length} training {demo.unit}, "
-        f"{settings['trainer']['max_epochs']} epochs: `{command}`.",
+        f"{demo.title}, test split; {length} training {demo.unit}, {_epochs(runs)}: `{command}`.",
         _made_on(machine),
     ]
+
+
+def _epochs(runs: Mapping[Run, Mapping[str, Any]]) -> str:
+    """How many epochs most arms train, and which train others."""
+    by_arm = {run.arm: int(settings["trainer"]["max_epochs"]) for run, settings in runs.items()}
+    usual = statistics.mode(by_arm.values())
+    others = [f"{arm}: {epochs}" for arm, epochs in by_arm.items() if epochs != usual]
+    return f"{usual} epochs" + (f" ({', '.join(others)})" if others else "")
 
 
 def _made_on(machine: Mapping[str, str]) -> str:
@@ -406,6 +417,8 @@ def _comparison_lines(demo: Demo, differences: Mapping[str, Mapping[str, Any]]) 
         if difference["interval_95"] is not None:
             text += ", 95 % interval " + " to ".join(f"{x:+.{places}f}" for x in difference["interval_95"])
         lines.append(text + _verdict(comparison, difference, falls=demo.score_of(comparison).lower_is_better))
+    if any(" claimed: " in line for line in lines):
+        lines += ["", SHOWN]
     return lines
 
 
