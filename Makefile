@@ -53,7 +53,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*' 'cmake/*.cpp' | grep -E '\.(h|cpp|cu|cuh)$$')
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files csrc cmake bench tests | grep -E '\.(h|cpp|cu|cuh)$$')
 
 # The operator tests on a library built with AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize:

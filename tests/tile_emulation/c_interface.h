@@ -1,5 +1,5 @@
-// What the emulated kernels share on their way to ctypes. Scratch memory is full of not-a-number and guarded at its end;
-// each function returns whether the guard is whole.
+// What the emulated kernels share on their way to ctypes. Scratch memory is full of not-a-number and guarded at its
+// end; each function returns whether the guard is whole.
 #pragma once
 
 #include <algorithm>

@@ -1,7 +1,6 @@
 // The bfloat16 kernels of criss-cross attention on emulated tiles.
-#include "gingham/criss_cross_attention.h"
-
 #include "c_interface.h"
+#include "gingham/criss_cross_attention.h"
 
 namespace gingham::cpu::amx {
 size_t workspace_size(const CrissCrossForward&, int);
