@@ -58,12 +58,17 @@ class Seen(Callback):
 
 
 def train(
-    folder: Path, resume: str | None = None, kill: tuple[str, int] | None = None, workers: int = 0, **options: Any
+    folder: Path,
+    resume: str | None = None,
+    kill: tuple[str, int] | None = None,
+    workers: int = 0,
+    others: tuple[Callback, ...] = (),
+    **options: Any,
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     lightning.seed_everything(0, verbose=False)
     log = MetricsFile(folder, torch.load(resume, weights_only=True)["global_step"] if resume else 0)
     seen = Seen()
-    callbacks = [seen, *checkpoints(folder / "checkpoints", 1)]
+    callbacks = [seen, *others, *checkpoints(folder / "checkpoints", 1)]
     if kill:
         callbacks.append(Kill(*kill))
         log.finalize = lambda status: None  # type: ignore[method-assign]  # a killed process writes nothing more
@@ -113,9 +118,13 @@ STEPS = {"max_steps": 8}
         (EPOCHS | {"limit_train_batches": 3}, ("on_train_batch_start", 3)),
         (EPOCHS | {"limit_train_batches": 3}, ("on_train_batch_start", 5)),
         (EPOCHS | {"val_check_interval": 2}, ("on_validation_start", 3)),
+        (EPOCHS | {"val_check_interval": 2}, ("on_train_batch_start", 4)),
+        (EPOCHS | {"val_check_interval": 4, "accumulate_grad_batches": 2}, ("on_train_batch_start", 6)),
         (STEPS, ("on_validation_start", 2)),
         (STEPS, ("on_train_batch_end", 6)),
         (STEPS | {"accumulate_grad_batches": 2, "limit_train_batches": 4}, ("on_train_batch_end", 5)),
+        (EPOCHS | {"max_steps": 15}, ("on_train_batch_start", 7)),
+        (STEPS | {"check_val_every_n_epoch": 2, "accumulate_grad_batches": 4}, ("on_train_batch_start", 7)),
     ],
     ids=str,
 )
@@ -133,6 +142,31 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert names[-len(rest) :] == rest
     assert len(rest) < len(names)
     assert rows(killed) == rows(whole)
+    best, found = (torch.load(x / "checkpoints" / "best.ckpt", weights_only=True) for x in (whole, killed))
+    assert best["global_step"] == found["global_step"]
+
+
+class Stop(Callback):
+    """Asks for an end at the n-th batch, as max_time does."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self.count -= 1
+        trainer.should_stop = self.count == 0
+
+
+@pytest.mark.parametrize("steps", [2, 5, 7])
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_that_was_stopped_goes_on_in_the_midst_of_its_epoch(tmp_path: Path, steps: int) -> None:
+    weights, names = train(tmp_path / "whole", **EPOCHS)
+    _, before = train(tmp_path / "stopped", others=(Stop(steps),), **EPOCHS)
+    last = str(tmp_path / "stopped" / "checkpoints" / "last.ckpt")
+    assert torch.load(last, weights_only=True)["global_step"] == steps
+    resumed, rest = train(tmp_path / "stopped", resume=last, **EPOCHS)
+    assert before + rest == names
+    assert all(torch.equal(weight, resumed[name]) for name, weight in weights.items())
 
 
 @pytest.mark.filterwarnings("ignore")

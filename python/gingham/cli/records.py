@@ -84,7 +84,8 @@ class LastCheckpoint(Checkpoint):
 
     A state gets that name when the next batch begins or training ends, once the metrics that belong to it are on disk:
     whenever a run is killed, last.ckpt and metrics.csv fit together. Gradients in accumulation are not part of a
-    state, which is why it is taken after an optimiser step.
+    state, which is why it is taken after an optimiser step. Where a validation follows, it is taken a step later: a
+    resumed run would not validate again, and not know of what was best there.
 
     Args:
         folder: of the checkpoints.
@@ -93,11 +94,15 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path, every: int) -> None:
         self.file, self.part, self.every = folder / "last.ckpt", folder / "last.ckpt.part", every
-        self._step = 0  # of the state that was taken last
-        self._taken = False
+        self._step = 0  # of the batch before
+        self._due = self._taken = False
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # With max_steps, Lightning would end an epoch a second time where it goes on after it.
+        trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._step = trainer.global_step
+        self._step, self._due = trainer.global_step, False
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         # After a resumption at the end of an epoch, Lightning counts one step too many for its loggers.
@@ -105,12 +110,19 @@ class LastCheckpoint(Checkpoint):
         self._publish(trainer)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        step = trainer.global_step
-        if step % self.every == 0 and step != self._step and not trainer.is_last_batch:
+        step, loop = trainer.global_step, trainer.fit_loop
+        stepped, self._step = step != self._step, step
+        if not stepped or trainer.is_last_batch:
+            return
+        self._due |= step % self.every == 0
+        is_over = step == trainer.max_steps or (trainer.should_stop and loop._can_stop_early)
+        assert loop._data_fetcher is not None
+        if is_over or (self._due and not loop.epoch_loop._should_check_val_fx(loop._data_fetcher)):
             self._take(trainer)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._take(trainer)
+        if trainer.is_last_batch:  # else the training was stopped in the midst of the epoch
+            self._take(trainer)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._publish(trainer)
@@ -119,7 +131,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         trainer.save_checkpoint(self.part, weights_only=False)
-        self._step, self._taken = trainer.global_step, True
+        self._due, self._taken = False, True
 
     def _publish(self, trainer: lightning.Trainer) -> None:
         if self._taken and trainer.is_global_zero:
