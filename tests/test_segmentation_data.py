@@ -9,6 +9,7 @@ import pytest
 import torch
 
 pytest.importorskip("lightning")
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
 from gingham.data import CueScenes, TagScenes
@@ -16,6 +17,7 @@ from gingham.data.points import PointSet, write_points
 from gingham.data.wardrobe import Dolls, write_cityscapes, write_lip, write_voc_tags
 from gingham.data.wardrobe.point_scenes import PointScenes
 from gingham.errors import DataError
+from gingham.methods.ccnet.recipe import CCNetRecipe
 from gingham.methods.resumable_data import EpochBatches, SeededItems, ShareOfItems
 from gingham.methods.segmentation_data import FilledUp, SegmentationData
 
@@ -48,6 +50,34 @@ def test_a_pass_begins_after_the_batches_that_were_trained() -> None:
     run = [batch for epoch in epochs for batch in epoch]
     for done in range(7):
         assert list(EpochBatches(10, 3, 1, trained=lambda done=done: done)) == run[done : done + 3]  # type: ignore[misc]
+
+
+def test_items_leave_the_random_numbers_of_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    _ = SeededItems(CueScenes("train", 2), 0)[0, 1]
+    assert not seeded and torch.equal(torch.get_rng_state(), before)
+
+
+def test_data_is_not_shared_among_processes_twice() -> None:
+    data = small()
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        global_rank=0, world_size=2, _accelerator_connector=SimpleNamespace(use_distributed_sampler=True)
+    )
+    with pytest.raises(MisconfigurationException, match="use_distributed_sampler of the trainer must be False"):
+        data.val_dataloader()
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_every_process_drops_out_something_else(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CCNetRecipe, "trainer", SimpleNamespace(global_rank=rank))
+    recipe = CCNetRecipe({"backbone": "small", "num_classes": 7, "head_channels": 8})
+    torch.manual_seed(3)
+    first = torch.rand(())
+    torch.manual_seed(3)
+    recipe.on_train_start()
+    assert bool(torch.rand(()) == first) == (rank == 0)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from gingham.data.batch_order import mixed_seed
 from gingham.errors import CheckpointError
 
 
@@ -168,6 +169,10 @@ class NetworkRecipe(lightning.LightningModule, ABC):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        if rank := self.trainer.global_rank:  # else all processes would drop out the same
+            torch.manual_seed(mixed_seed(torch.initial_seed(), rank))
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         # Resumed: dropout goes on where it was.

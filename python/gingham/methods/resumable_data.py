@@ -13,11 +13,12 @@ from typing import Any, Protocol
 
 import lightning
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gingham.data.batch_order import OrderedBatches, Position, mixed_seed
-from gingham.errors import DataError
+from gingham.errors import CheckpointError, DataError
 
 
 class Selection(Protocol):
@@ -49,7 +50,7 @@ class SeededItems(Dataset[Any]):
 
     def __getitem__(self, position: Position) -> Any:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(reduce(mixed_seed, position, self.seed))
+            torch.default_generator.manual_seed(reduce(mixed_seed, position, self.seed))  # and not that of a GPU
             item = self.dataset[position[1]]
         return {**item, "index": position[1]} if self.with_index else item
 
@@ -207,8 +208,16 @@ class ResumableData(lightning.LightningDataModule):
 
     def process(self) -> tuple[int, int]:
         """The rank of this process, and how many there are."""
-        trainer = self.trainer
-        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        trainer: Any = self.trainer
+        if trainer is None:
+            return 0, 1
+        connector = getattr(trainer, "_accelerator_connector", None)
+        if trainer.world_size > 1 and getattr(connector, "use_distributed_sampler", False):
+            raise MisconfigurationException(
+                "use_distributed_sampler of the trainer must be False: the data is shared among processes already, and "
+                "would be shared once more"
+            )
+        return trainer.global_rank, trainer.world_size
 
     def _trained(self) -> int:
         """Batches that were trained so far, those before an interruption included."""
@@ -266,7 +275,13 @@ class ResumableData(lightning.LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, int]:
-        return {"trained": self._trained()}
+        return {"trained": self._trained(), "batch": self.batch_size * self.process()[1]}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        batch = self.batch_size * self.process()[1]
+        if (before := state_dict.get("batch", batch)) != batch and self.trainer.state.fn == "fit":  # type: ignore[union-attr]
+            raise CheckpointError(
+                f"the checkpoint is of a training with batches of {before} items in all processes together, now "
+                f"{batch}: its epochs would be others; mend the batch size or trainer.devices"
+            )
         self._trained_before = state_dict.get("trained", 0)

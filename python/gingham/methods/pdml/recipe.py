@@ -245,6 +245,7 @@ class PDMLRecipe(SegmentationRecipe):
     # -------------------------------------------------------------------------------------------- training
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         self._steps = int(self.trainer.estimated_stepping_batches)
         self._steps_of_an_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
 
