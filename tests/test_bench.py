@@ -122,6 +122,18 @@ def test_reports_survive_json(row: Row, tmp_path: Path) -> None:
             main(["--from", str(file)])
     with pytest.raises(GinghamError, match="--from: cannot read"):
         main(["--from", str(tmp_path / "missing.json")])
+    with pytest.raises(GinghamError, match="none can be chosen from what --from reads"):
+        main(["roi_pool", "--from", str(file)])
+
+
+def test_files_that_cannot_be_written_are_told_before_the_measuring(tmp_path: Path) -> None:
+    for option, name, reason in (
+        ("--json", "new/x.json", "there is no folder"),
+        ("--json", ".", "is a folder"),
+        ("--plot", "x.txt", "expected a file that ends in"),
+    ):
+        with pytest.raises(GinghamError, match=f"^{option} .*{reason}"):
+            main(["roi_pool", option, str(tmp_path / name)])
 
 
 def test_the_summary_holds_the_headline_rows(row: Row) -> None:

@@ -183,7 +183,11 @@ def _run(options: argparse.Namespace) -> None:
     for page in (options.markdown, options.summary):
         if page:
             split_at_markers(page)  # an unfit page is reported before the measuring, not after
+    for option, file in (("--json", options.json), ("--plot", options.plot)):
+        _require_writable(option, file)
     if options.files:
+        if options.operators:
+            raise GinghamError("operator: none can be chosen from what --from reads; leave them out")
         _write([report for path in options.files for report in _read(path)], options)
         return
 
@@ -202,6 +206,17 @@ def _run(options: argparse.Namespace) -> None:
             reports[-1].notes.insert(0, warning)
         print(text(reports[-1]), flush=True)
     _write(reports, options)
+
+
+def _require_writable(option: str, file: Path | None) -> None:
+    if file is None:
+        return
+    if file.is_dir() or not file.parent.is_dir():
+        raise GinghamError(
+            f"{option} {file}: {'is a folder' if file.is_dir() else f'there is no folder {file.parent}'}"
+        )
+    if option == "--plot" and file.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise GinghamError(f"--plot {file}: expected a file that ends in .png, .svg or .pdf")
 
 
 def _read(path: Path) -> list[Report]:
