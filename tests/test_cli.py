@@ -161,6 +161,57 @@ def test_a_folder_holds_one_run(trained: Path, tmp_path: Path, capsys: pytest.Ca
     assert [int(row["step"]) for row in metrics(folder) if row["val_miou"]] == [5]
 
 
+def test_a_run_may_begin_from_a_state_of_another(trained: Path, tmp_path: Path) -> None:
+    words = ["fit", "--config", "ccnet_world", *TINY, "--trainer.max_epochs=3", f"--run_dir={tmp_path}"]
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tensorboard" / "events.out.old").touch()
+    assert main([*words, f"--ckpt_path={trained}/checkpoints/last.ckpt", "--overwrite"]) == 0
+    assert [int(row["step"]) for row in metrics(tmp_path) if row["val_miou"]] == [17]
+    assert not (tmp_path / "tensorboard" / "events.out.old").exists()
+
+
+def test_checkpoints_may_lie_elsewhere(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    shutil.move(run / "checkpoints", tmp_path / "large")
+    (run / "checkpoints").symlink_to(tmp_path / "large")
+    words = ["fit", "--config", "ccnet_world", *TINY, "--trainer.max_epochs=3", f"--run_dir={run}"]
+    assert main([*words, "--ckpt_path=last"]) == 0
+    assert [int(row["step"]) for row in metrics(run) if row["val_miou"]] == [5, 11, 17]
+
+
+def test_a_run_goes_on_with_batches_of_its_size_only(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["fit", "--config", "ccnet_world", *TINY, "--data.batch_size=4", f"--run_dir={tmp_path}"]
+    error = error_of(capsys, *words, f"--ckpt_path={trained}/checkpoints/last.ckpt")
+    assert "with batches of 8 items in all processes together, now 4" in error
+
+
+def test_folders_and_files_in_each_others_place_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("model: [")
+    assert str(tmp_path / "file") in error_of(
+        capsys, "fit", "--config", "ccnet_world", *TINY, f"--run_dir={tmp_path / 'file'}"
+    )
+    assert "no YAML" in error_of(capsys, "fit", "--config", str(tmp_path / "file"), "--help")
+    (tmp_path / "part.yaml").write_text("trainer: {max_epochs: 1}")
+    assert "needs the class_path of model" in error_of(capsys, "fit", f"--config={tmp_path / 'part.yaml'}", "--help")
+
+
+def test_an_interrupted_command_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("gingham.methods.ccnet.recipe.CCNetRecipe.on_train_start", interrupt)
+    try:
+        assert main(["fit", "--config", "ccnet_world", *TINY, f"--run_dir={tmp_path}"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("wait", [0.0, 0.3])
 def test_a_killed_run_resumes_to_the_same_weights(trained: Path, tmp_path: Path, wait: float) -> None:

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         from gingham.errors import GinghamError
 
-        users = (GinghamError, FileNotFoundError, NotADirectoryError, PermissionError, ImportError)
+        users = (GinghamError, OSError, ImportError)
         if debug or not isinstance(error, users):
             raise
         print("gingham: error: " + _one_line(str(error)), file=sys.stderr)

@@ -40,6 +40,23 @@ def config_file(name: str) -> str:
     raise ConfigError(f"no config {name!r}: neither a file nor one of {', '.join(packaged_configs())}")
 
 
+def read_config(file: str) -> dict[str, Any]:
+    """The content of a configuration's file.
+
+    Raises:
+        ConfigError: it is no YAML, or holds no options.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(file).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: no YAML ({error})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: a configuration needs the entries model and data")
+    return content
+
+
 def with_config_files(words: list[str]) -> list[str]:
     """The words of a command line, with the files in place of the names of configurations."""
     result = list(words)

@@ -170,18 +170,13 @@ def _device(name: str | None) -> torch.device:
 
 def _load(config: str, checkpoint: str, run_dir: Path | None) -> tuple[Any, Any]:
     """The recipe with the checkpoint's weights, in evaluation mode, and the data module, of a configuration."""
-    import yaml
-
-    from gingham.cli.options import ConfigError, config_file, instantiate
+    from gingham.cli.options import ConfigError, config_file, instantiate, read_config
     from gingham.cli.records import resolve_checkpoint
     from gingham.nn.checkpoint import load_state_dict, read_state_dict
 
     file = config_file(config)
-    try:
-        content = yaml.safe_load(Path(file).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: no YAML ({error})") from error
-    if not isinstance(content, dict) or not {"model", "data"} <= content.keys():
+    content = read_config(file)
+    if not {"model", "data"} <= content.keys():
         raise ConfigError(f"{file}: a configuration needs the entries model and data")
     weights = resolve_checkpoint(checkpoint, run_dir or Path(content.get("run_dir", "runs")))
     assert weights is not None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning
-import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -30,6 +31,7 @@ from gingham.cli.options import (
     config_file,
     one_line_errors,
     packaged_configs,
+    read_config,
     with_config_files,
     with_whole_network,
 )
@@ -167,8 +169,12 @@ class _CLI(LightningCLI):
 
     def _continues(self) -> bool:
         """Whether this is another part of the run in `run_dir`. Processes but the first come when it has begun."""
-        inside = self.checkpoint and self.run_dir.resolve() in Path(self.checkpoint).resolve().parents
-        return bool(inside) or not _is_first_process()
+        if not _is_first_process():
+            return True
+        if self.checkpoint is None:
+            return False
+        file = Path(self.checkpoint)  # its folder may be a link to elsewhere
+        return self.run_dir.resolve() in file.resolve().parents or self.run_dir.absolute() in file.absolute().parents
 
     def instantiate_classes(self) -> None:
         if self.command == "check-data":
@@ -188,7 +194,7 @@ class _CLI(LightningCLI):
                 monitor = getattr(self.model, "monitor", "val_miou") if _may_choose(self.datamodule) else None
                 callbacks += checkpoints(self.run_dir / "checkpoints", self.config["checkpoint_every"], monitor)
             if self.config["trainer"].get("logger") in (None, True):
-                steps = self.state["global_step"] if self.state else 0
+                steps = self.state["global_step"] if self.state and self._continues() else 0
                 board = TensorBoardLogger(self.run_dir, name="", version="tensorboard", purge_step=steps or None)
                 kwargs["logger"] = [board, MetricsFile(self.run_dir, steps)]
         else:
@@ -247,11 +253,22 @@ def _records(folder: Path) -> list[Path]:
     return [path for pattern in ("checkpoints/*.ckpt", "csv/metrics.csv") for path in folder.glob(pattern)]
 
 
+@contextmanager
+def _interruptions(trainer: lightning.Trainer) -> Iterator[None]:
+    """Ctrl-C remains one: Lightning ends the process as if something had failed."""
+    try:
+        yield
+    except SystemExit as error:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from error
+        raise
+
+
 def _fit(cli: _CLI) -> None:
     if _is_first_process():
         if cli.config["check_data"] and cli.checkpoint is None and getattr(cli.datamodule, "root", None) is not None:
             _require_good_data(cli.datamodule)
-        if cli.config["overwrite"] and cli.checkpoint is None:
+        if cli.config["overwrite"] and not cli._continues():
             for path in [*_records(cli.run_dir), *cli.run_dir.glob("tensorboard/events.out.*")]:
                 path.unlink()
         cli.run_dir.mkdir(parents=True, exist_ok=True)
@@ -262,14 +279,14 @@ def _fit(cli: _CLI) -> None:
             print(
                 "gingham: nobody is held back (data.validation_persons): validation is the test, no state is the best"
             )
-    with one_line_errors(running=True):
+    with one_line_errors(running=True), _interruptions(cli.trainer):
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
 
 
 def _evaluate(cli: _CLI) -> None:
     trainer = cli.trainer
     evaluate = trainer.validate if cli.command == "validate" else trainer.test
-    with one_line_errors(running=True):
+    with one_line_errors(running=True), _interruptions(trainer):
         scores = evaluate(cli.model, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
     if trainer.is_global_zero:
         cli.run_dir.mkdir(parents=True, exist_ok=True)
@@ -357,10 +374,13 @@ def _help(command: str, words: list[str]) -> int:
     if not files:
         print(f"Options of recipe and data: gingham {command} --config NAME --help")
         return 0
-    config = yaml.safe_load(Path(config_file(files[-1])).read_text())
+    contents = [read_config(config_file(file)) for file in files]  # the later ones may hold the changed options alone
     for part in ("model", "data"):
+        kinds = [content[part]["class_path"] for content in contents if "class_path" in (content.get(part) or {})]
+        if not kinds:
+            raise ConfigError(f"{' and '.join(files)}: a configuration needs the class_path of {part}")
         try:
-            _CLI(command, [f"--{part}.help={config[part]['class_path']}"])
+            _CLI(command, [f"--{part}.help={kinds[-1]}"])
         except SystemExit:  # jsonargparse ends the process after its help
             print()
     return 0
