@@ -16,7 +16,7 @@ from gingham.bench import OPERATORS, main
 from gingham.bench.command import measure_operator, plan
 from gingham.bench.criss_cross_attention import OPERATOR, einsum_form
 from gingham.bench.definition import OURS, CannotRun, Case, Function, Level, Operator, Pass, Peer, load_operator
-from gingham.bench.measure import Budget, Setting, deviation
+from gingham.bench.measure import Budget, Setting, deviation, draw
 from gingham.bench.memory import measure_memory
 from gingham.bench.results import SCHEMA, Memory, Report, Row, Timing, Yardstick, from_json, to_json
 from gingham.bench.table import (
@@ -124,6 +124,14 @@ def test_reports_survive_json(row: Row, tmp_path: Path) -> None:
         main(["--from", str(tmp_path / "missing.json")])
     with pytest.raises(GinghamError, match="none can be chosen from what --from reads"):
         main(["roi_pool", "--from", str(file)])
+
+
+@pytest.mark.parametrize(("dtype", "of_boxes"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_boxes_are_as_precise_as_the_operator_wants_them(dtype: torch.dtype, of_boxes: torch.dtype) -> None:
+    operator = load_operator("roi_pool")
+    case = replace(operator.cases[0], inputs=lambda _: (torch.ones(1, 2, 4, 4), torch.zeros(3, 5)))
+    features, boxes = draw(operator, case, Setting(dtype, "contiguous", 1, Pass.FORWARD, CPU), 0).inputs
+    assert (features.dtype, boxes.dtype) == (dtype, of_boxes)
 
 
 def test_files_that_cannot_be_written_are_told_before_the_measuring(tmp_path: Path) -> None:

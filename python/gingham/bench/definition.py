@@ -43,7 +43,7 @@ class Case:
     Attributes:
         label: how tables name it.
         inputs: draws the input tensors, float32 on the CPU; floating ones are cast to the dtype that is measured.
-        keep_dtype: indices of floating inputs that are not cast, such as boxes.
+        keep_dtype: indices of floating inputs that are not made narrower, such as boxes.
         options: what peers need to know beside the tensors.
         operations: least number of floating-point operations (two a multiply-add) of a pass.
         elements: least number of elements that a pass reads and writes.

@@ -80,7 +80,10 @@ class Expectations:
         key = (case.label, setting.dtype, training)
         if key != self._key:
             arguments = draw(self.operator, case, setting, self.seed)
-            exact = tuple(_cast(tensor.detach(), torch.float64) for tensor in arguments.inputs)
+            exact = tuple(
+                tensor.detach() if index in case.keep_dtype else _cast(tensor.detach(), torch.float64)
+                for index, tensor in enumerate(arguments.inputs)
+            )
             grad = None if arguments.grad_output is None else arguments.grad_output.double()
             self._value = ()
             run = bind(self.operator, self.operator.reference(case), setting.direction)
@@ -113,7 +116,7 @@ def draw(operator: Operator, case: Case, setting: Setting, seed: int) -> Argumen
         return placed.contiguous(memory_format=LAYOUTS[setting.layout] if tensor.ndim == 4 else torch.contiguous_format)
 
     inputs = tuple(
-        place(tensor, tensor.dtype if index in case.keep_dtype else setting.dtype)
+        place(tensor, torch.promote_types(tensor.dtype, setting.dtype) if index in case.keep_dtype else setting.dtype)
         for index, tensor in enumerate(case.inputs(generator))
     )
     grad_output = None

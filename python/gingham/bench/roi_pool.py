@@ -22,7 +22,7 @@ def _reference(case: Case) -> Function:
         from gingham.reference import roi_pool
 
         # The edges of bins are those of the boxes' own dtype. Some boxes at a time: it keeps a copy of each bin.
-        parts = boxes.float().split(16)
+        parts = boxes.split(16)
         return torch.cat([roi_pool(features, part, size, _SCALE) for part in parts])
 
     return pool
