@@ -90,6 +90,16 @@ def test_mirroring_moves_image_and_boxes_together() -> None:
     assert plain["image"].max() <= 1
 
 
+def test_evaluation_takes_no_random_numbers() -> None:
+    """They would be missing from the training that goes on after an evaluation, or that is resumed without it."""
+    item = LookAlikeScenes("val", 1).read(0)
+    before = torch.get_rng_state()
+    DetectionTransform()(item)
+    assert torch.equal(torch.get_rng_state(), before)
+    DetectionTransform(0.5)(item)
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_probability_is_checked() -> None:
     with pytest.raises(ValueError, match=r"flip_probability must be 0 to 1, got 1\.5"):
         DetectionTransform(1.5)

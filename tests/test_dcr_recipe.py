@@ -176,6 +176,15 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     assert all(torch.equal(value, resumed["state_dict"][name]) for name, value in expected["state_dict"].items())
 
 
+def test_validating_within_an_epoch_changes_nothing(run: Path, tmp_path: Path) -> None:
+    """Nor is anything else where a run goes on from before a validation, which is not made again."""
+    assert main(["fit", write(world(tmp_path), tmp_path), "--trainer.val_check_interval=2"]) == 0
+    expected, found = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for folder in (run, tmp_path)
+    )
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
 def test_the_command_writes_results_that_pycocotools_scores_alike(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

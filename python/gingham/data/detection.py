@@ -147,7 +147,8 @@ def truth_of(boxes: torch.Tensor, labels: torch.Tensor, ignored: torch.Tensor) -
 class DetectionTransform:
     """A float image, 0 to 1, mirrored with a probability together with its boxes: x1 becomes W - x2.
 
-    Detectors of torchvision resize and normalise themselves. The random number comes from torch's generator.
+    Detectors of torchvision resize and normalise themselves. The random number comes from torch's generator, of which
+    evaluation, with a probability of 0, takes none.
 
     Args:
         flip_probability: 0 to 1.
@@ -165,7 +166,8 @@ class DetectionTransform:
     def __init__(self, flip_probability: float = 0.0) -> None:
         if not 0 <= flip_probability <= 1:
             raise ValueError(f"flip_probability must be 0 to 1, got {flip_probability}")
-        self.transforms = v2.Compose([v2.RandomHorizontalFlip(flip_probability), v2.ToDtype(torch.float32, scale=True)])
+        mirror = [v2.RandomHorizontalFlip(flip_probability)] if flip_probability > 0 else []
+        self.transforms = v2.Compose([*mirror, v2.ToDtype(torch.float32, scale=True)])
 
     def __call__(self, item: DetectionItem) -> DetectionItem:
         size = item["image"].shape[-2:]
