@@ -122,6 +122,36 @@ def test_the_branch_runs_in_bfloat16() -> None:
         assert all(torch.isfinite(x).all() for x in model.fused_scores(output))
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_boxes_are_computed_in_float32_under_autocast(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = untrained(base_options={**BASE, "min_size": 640, "max_size": 960}).train(training)
+    detector: Any = model.detector.model
+    heard: dict[str, Any] = {}
+    detector.rpn.register_forward_pre_hook(lambda _, inputs: heard.update(rpn=inputs))
+    detector.rpn.head.register_forward_hook(lambda _, __, outputs: heard.update(head=outputs))
+    detector.rpn.anchor_generator.register_forward_hook(lambda _, __, anchors: heard.update(anchors=anchors[0]))
+    detector.roi_heads.box_roi_pool.register_forward_pre_hook(lambda _, inputs: heard.update(pooled=inputs[1][0]))
+    images, targets = batch(1)
+    targets[0]["boxes"] += 0.3
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        output = model.detector(images, targets if training else None)
+    given, features, _ = heard["rpn"]
+    proposals, anchors, outputs = heard["pooled"], heard["anchors"], heard["head"]
+    assert features["0"].dtype == torch.bfloat16
+    assert output.boxes[0].dtype == proposals.dtype == torch.float32
+    monkeypatch.setattr(detector.rpn.head, "forward", lambda _: outputs)
+    with torch.no_grad():
+        ((expected,), _) = detector.rpn(given, {name: x.float() for name, x in features.items()}, targets)
+    assert torch.equal(heard["anchors"], anchors)
+    assert anchors.max() > 600
+    if training:  # a choice of the proposals and the objects
+        expected = torch.cat([expected, output.objects[0]])
+        assert (proposals[:, None] == output.objects[0]).all(dim=2).any()
+        assert ((proposals[:, None] - expected).abs().amax(dim=2).amin(dim=1) < 1e-2).all()
+    else:
+        torch.testing.assert_close(proposals, expected, rtol=0, atol=1e-2)
+
+
 def test_its_stages_begin_as_the_detectors_and_are_its_own() -> None:
     model = network()
     assert model.branch is not None

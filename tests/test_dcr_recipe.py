@@ -420,6 +420,12 @@ def test_packaged_configurations_fit_their_data(name: str) -> None:
     assert recipe.num_classes == len(DetectionData(**config["data"]["init_args"]).class_names)
 
 
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
+def test_boxes_are_not_rounded_to_16_bits(precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", write(world(tmp_path), tmp_path), f"--trainer.precision={precision}"]) == 2
+    assert f"trainer.precision is {precision}, which rounds the coordinates of boxes" in capsys.readouterr().err
+
+
 def test_processes_begin_with_equal_weights_where_pretrained_ones_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,6 +95,10 @@ class FasterRCNNBase(nn.Module):
             raise DetectorError(f"fork must be one of {', '.join(names[:-1])}, got {fork!r}")
         self.model = model
         self.fork = fork
+        # Boxes are computed in the dtype of these two, which is that of the features: bfloat16 under autocast, where
+        # what lies beyond 512 pixels is rounded to every fourth.
+        model.rpn.head.register_forward_hook(_widen_outputs)
+        model.rpn.anchor_generator.register_forward_pre_hook(_widen_features)
         with torch.no_grad():
             early, _ = self.eval()._run_body(torch.zeros(1, 3, 256, 256))
         self.train()
@@ -155,6 +159,19 @@ class FasterRCNNBase(nn.Module):
             objects=[target["boxes"] for target in moved] if self.training else [],
             losses=losses if self.training else {},
         )
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _widen_outputs(_: nn.Module, __: Any, outputs: tuple[list[Tensor], list[Tensor]]) -> Any:
+    return tuple([_wide(level) for level in levels] for levels in outputs)
+
+
+def _widen_features(_: nn.Module, inputs: tuple[Any, list[Tensor]]) -> Any:
+    images, features = inputs
+    return images, [_wide(level[:, :1]) for level in features]  # anchors follow from dtype, height and width
 
 
 def _require_pixels(image: Tensor, max_size: int) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from gingham.data.detection import Detections
@@ -113,6 +114,11 @@ class DCRRecipe(NetworkRecipe):
         self.network.sampling_state = None if rows is None else rows[self.trainer.global_rank % len(rows)].clone()
 
     def setup(self, stage: str) -> None:
+        if self.trainer.precision in ("16-true", "bf16-true"):
+            raise MisconfigurationException(
+                f"trainer.precision is {self.trainer.precision}, which rounds the coordinates of boxes to several "
+                "pixels: take 16-mixed or bf16-mixed"
+            )
         names = getattr(self.trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
         if names is not None and len(names) != self.num_classes:
             raise DataError(
