@@ -362,10 +362,10 @@ def test_an_option_of_the_network_leaves_those_beside_it_as_they_are(capsys: pyt
     words = [
         "--model.network.base_options.min_size",
         "640",
-        "--model.init_args.network.base_options.box_nms_thresh=5e-1",
+        "--model.init_args.network.base_options.rpn_nms_thresh=5e-1",
     ]
     network = network_of(capsys, "--config", "dcr_coco", *words, "--model.network.sampling.share", "0.1")
-    changed = configured["base_options"] | {"min_size": 640, "box_nms_thresh": 0.5}
+    changed = configured["base_options"] | {"min_size": 640, "rpn_nms_thresh": 0.5}
     sampling = (configured.get("sampling") or {}) | {"share": 0.1}
     assert network == configured | {"base_options": changed, "sampling": sampling}
     words = ["--config", "dcr_coco", "--model.network.base_options.min_size.x=1"]

@@ -540,6 +540,9 @@ def test_a_file_of_torchvisions_without_epsilon_is_corrected_and_anyone_elses_is
         ({"base": "resnot"}, "unknown base 'resnot'; valid are small, fasterrcnn_"),
         ({"fork": "9"}, "fork must be one of 0, 1, got '9'"),
         ({"base_options": {"moon": 1}}, "base 'small' has no option 'moon'; valid are anchor_sizes, "),
+        ({"base_options": {"box_score_thresh": 0.5}}, "box_score_thresh does nothing .*: give threshold, an option"),
+        ({"base_options": {"box_nms_thresh": 0.5}}, "box_nms_thresh does nothing in base_options: give overlap"),
+        ({"base_options": {"box_detections_per_img": 9}}, "box_detections_per_img does nothing .*: give most"),
         ({"base_options": {"anchor_sizes": (8, 16)}}, "three anchor_sizes"),
         ({"base_options": {"output_stride": 4}}, "needs stages of stride 4 and 8"),
         ({"num_classes": 0}, "num_classes must be at least 1"),
@@ -564,7 +567,7 @@ def test_options_that_do_not_fit_are_named(options: dict[str, Any], reason: str)
     given = {"base": "small", "num_classes": 3, **options}
     with pytest.raises(ValueError, match=reason):
         DCR(**given)
-    if "base" in options or "fork" in options:
+    if options.keys() & {"base", "fork", "base_options"}:
         with pytest.raises(DetectorError):
             DCR(**given)
 

@@ -31,11 +31,14 @@ from gingham.nn.checkpoint import load_state_dict, read_state_dict
 from gingham.ops import roi_pool
 
 _SMALL_OPTIONS = ("widths", "depth", "output_stride", "channels", "head_channels", "anchor_sizes")
+# Options of torchvision's suppression, which comes after refinement here, and what they are called there.
+_OF_THE_NETWORK = {"box_score_thresh": "threshold", "box_nms_thresh": "overlap", "box_detections_per_img": "most"}
+_MODULES = ("rpn_anchor_generator", "rpn_head", "box_roi_pool", "box_head", "box_predictor")
 _FASTER_RCNN_OPTIONS = tuple(
     name
     for name in inspect.signature(FasterRCNN).parameters
     if name.startswith(("min_", "max_", "image_", "box_", "rpn_", "bbox_"))
-    and name not in ("rpn_anchor_generator", "rpn_head", "box_roi_pool", "box_head", "box_predictor")
+    and name not in (*_MODULES, *_OF_THE_NETWORK)
 )
 
 # torchvision's weights of fasterrcnn_resnet50_fpn, which were trained with a batch norm that adds nothing to the
@@ -276,6 +279,9 @@ def build_base(
     resnets = [x for x in models.list_models(module=models) if "resne" in x]
     if name not in ("small", *detectors, *resnets):
         raise DetectorError(f"unknown base {name!r}; valid are small, {', '.join([*detectors, *resnets])}")
+    if replaced := sorted(options.keys() & _OF_THE_NETWORK.keys()):
+        own = _OF_THE_NETWORK[replaced[0]]
+        raise DetectorError(f"{replaced[0]} does nothing in base_options: give {own}, an option of the network")
     known = {*_FASTER_RCNN_OPTIONS, *(_SMALL_OPTIONS if name == "small" else ())}
     if unknown := sorted(options.keys() - known):
         raise DetectorError(f"base {name!r} has no option {unknown[0]!r}; valid are {', '.join(sorted(known))}")
