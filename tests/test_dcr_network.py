@@ -225,6 +225,21 @@ def test_frozen_norms_do_not_change_in_training() -> None:
     assert not torch.equal(after["branch.stages.1.0.weight"], before["branch.stages.1.0.weight"])
 
 
+@pytest.mark.parametrize(("base", "stem"), [("small", ("0",)), ("resnet18", ("conv1", "bn1", "layer1"))])
+def test_a_frozen_stem_stays_as_it_is_where_other_norms_train(base: str, stem: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    options = BASE if base == "small" else {"min_size": 64, "max_size": 96}
+    model = DCR(base, num_classes=3, pool_size=8, frozen_norm=False, freeze_stem=True, base_options=options)
+    before = copy.deepcopy(model.detector.model.backbone.body.state_dict())
+    assert any("running_mean" in name and name.startswith(stem) for name in before)
+    trained(model, 1)
+    after = model.detector.model.backbone.body.state_dict()
+    assert list(after) == list(before)
+    changed = {name for name in before if not torch.equal(after[name], before[name])}
+    assert any("running_mean" in name for name in changed)
+    assert not any(name.startswith(stem) for name in changed)
+
+
 # ------------------------------------------------------------------------------------------------ detection
 
 

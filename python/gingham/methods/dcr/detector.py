@@ -264,7 +264,8 @@ def build_base(
             stage of "small".
         weights: None, a file, or the tag of weights of torchvision, such as "DEFAULT": of the backbone for a ResNet and
             "small", of everything for a detector (but for its last layer, where that has other classes).
-        freeze_stem: whether a ResNet up to "layer1", or another backbone up to the fork, does not train.
+        freeze_stem: whether a ResNet up to "layer1", or another backbone up to the fork, does not train, nor its batch
+            norms move.
         frozen_norm: whether batch norm in the backbone is a fixed scale and shift.
         box_pool: how the box head of "small" and of a ResNet pools; detectors keep their own.
         options: of torchvision's FasterRCNN, such as ``min_size``; for "small", also ``widths``, ``depth`` and
@@ -304,8 +305,9 @@ def build_base(
     base = FasterRCNNBase(model, fork or ("layer1" if "layer1" in body else "0"))
     if freeze_stem:
         last = list(body).index("layer1" if "layer1" in body else base.fork)
-        for child in list(body.values())[: last + 1]:
-            child.requires_grad_(False)
+        stem = nn.ModuleDict(dict(list(body.items())[: last + 1])).requires_grad_(False)
+        freeze_batch_norm(stem)
+        body.update(stem)
     return base
 
 

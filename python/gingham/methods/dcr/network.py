@@ -295,7 +295,8 @@ class DCR(
         max_mib: see `RefinedDetector`.
         sampling: options of `gingham.methods.dcr.objective.SamplingRule`.
         frozen_norm: whether batch norm in the backbone and the branch is a fixed scale and shift, as pretrained.
-        freeze_stem: whether a ResNet up to "layer1", or another backbone up to the fork, stays as pretrained.
+        freeze_stem: whether a ResNet up to "layer1", or another backbone up to the fork, stays as pretrained, its batch
+            norms included.
         box_pool: how the box head pools, "max" as the official code, or "align"; torchvision's detectors keep theirs.
         backbone_weights: None, a file, or a tag of torchvision's weights such as "DEFAULT": ImageNet's for a ResNet,
             COCO's for a detector.
