@@ -417,13 +417,36 @@ def test_packaged_configurations_fit_their_data(name: str) -> None:
     config = yaml.safe_load(Path(config_file(name)).read_text())
     with torch.device("meta"):
         recipe = DCRRecipe(**config["model"]["init_args"])  # reads no weights
-    assert recipe.num_classes == len(DetectionData(**config["data"]["init_args"]).class_names)
+    data = DetectionData(**config["data"]["init_args"])
+    assert recipe.num_classes == len(data.class_names)
+    assert data.has_validation == (name == "dcr_world")  # the others' is what their scores are reported of
+
+
+def test_voc_has_the_numbers_of_the_official_codes_faster_rcnn() -> None:
+    options = yaml.safe_load(Path(config_file("dcr_voc")).read_text())["model"]["init_args"]
+    assert options["warmup_steps"] == 1000
+    proposals = {name: value for name, value in options["network"]["base_options"].items() if "top_n" in name}
+    expected = {"pre_nms": 6000, "post_nms": 300}
+    assert proposals == {
+        f"rpn_{when}_top_n_{mode}": number for when, number in expected.items() for mode in ("train", "test")
+    }
 
 
 @pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
 def test_boxes_are_not_rounded_to_16_bits(precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", write(world(tmp_path), tmp_path), f"--trainer.precision={precision}"]) == 2
     assert f"trainer.precision is {precision}, which rounds the coordinates of boxes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("test", "kept"), [("val", {"last"}), ("test", {"last", "best"})])
+def test_no_state_is_chosen_by_the_test(
+    test: str, kept: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = world(tmp_path / "run", **written("coco", tmp_path / "coco"), splits=["train", "val", test])
+    assert main(["fit", write(content, tmp_path), "--trainer.max_steps=1", "--trainer.val_check_interval=1"]) == 0
+    assert {path.stem for path in (tmp_path / "run" / "checkpoints").iterdir()} == kept
+    said = "gingham: validation is the test (data.splits), no state is the best"
+    assert (said in capsys.readouterr().out) == (kept == {"last"})
 
 
 def test_processes_begin_with_equal_weights_where_pretrained_ones_are_read(

@@ -276,9 +276,7 @@ def _fit(cli: _CLI) -> None:
         config["ckpt_path"], config["overwrite"] = None, False
         cli.parser.save(config, cli.run_dir / "config.yaml", skip_none=False, overwrite=True)
         if not _may_choose(cli.datamodule):
-            print(
-                "gingham: nobody is held back (data.validation_persons): validation is the test, no state is the best"
-            )
+            print(f"gingham: {cli.datamodule.without_validation}")
     with one_line_errors(running=True), _interruptions(cli.trainer):
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
 

@@ -64,6 +64,8 @@ class ReidData(ResumableData, ABC):
 
     #: The names of the data sets; the first is the world's.
     sources: ClassVar[tuple[str, ...]]
+    #: What is said where training keeps no best state, see `has_validation`.
+    without_validation = "nobody is held back (data.validation_persons): validation is the test, no state is the best"
 
     def __init__(
         self,

@@ -36,7 +36,7 @@ class DetectionData(ResumableData):
         also_train: further folders in the same layout, whose training splits are trained on, too, such as that of VOC
             2012 beside 2007.
         splits: what the data set on disk calls its splits for training, validation and test. Where the last two are the
-            same, there is no test split of its own.
+            same, there is no test split of its own, and no state of a training is chosen as the best.
         batch_size: images in a training batch of one process.
         evaluation_batch_size: images in an evaluation batch.
         flip: probability that a training picture is mirrored, 0 to 1.
@@ -52,6 +52,9 @@ class DetectionData(ResumableData):
         ValueError: a number outside its range, or an option that this data set does not have.
         DataError: when a split is opened: `root` is missing, or not what the reader expects.
     """
+
+    #: What is said where training keeps no best state, see `has_validation`.
+    without_validation = "validation is the test (data.splits), no state is the best"
 
     def __init__(
         self,
@@ -103,9 +106,14 @@ class DetectionData(ResumableData):
         """One colour for each class of objects."""
         return class_colours(len(self.class_names))
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are images for validation that are not those of the test."""
+        return self._names["val"] != self._names["test"]
+
     def splits(self) -> tuple[str, ...]:
         """The splits that have images of their own."""
-        return tuple(split for split in self._names if split != "test" or self._names["test"] != self._names["val"])
+        return tuple(split for split in self._names if split != "test" or self.has_validation)
 
     def dataset(self, split: str) -> DetectionDataset:
         """The data set of "train", "val" or "test", with its transform. Kept once made."""
