@@ -248,6 +248,21 @@ def test_a_file_that_is_not_cocos_is_named(content: str, reason: str, tmp_path: 
         CocoDetection(tmp_path, "val2017")
 
 
+@pytest.mark.parametrize(("identity", "fits"), [(-1, False), (0, True), (2**53 - 1, True), (2**53, False)])
+def test_the_id_of_a_picture_is_one_that_results_can_name(identity: int, fits: bool, tmp_path: Path) -> None:
+    images = [{"id": identity, "file_name": "a.jpg", "width": 40, "height": 30}]
+    root = coco_folder(tmp_path, [note([1, 2, 3, 4], image_id=identity)], images=images)
+    if not fits:
+        reason = f"instances_val2017.json: an entry of images has the id {identity}, expected 0 to 9007199254740991"
+        with pytest.raises(DataError, match=reason):
+            CocoDetection(root, "val2017")
+        return
+    (item,) = read(CocoDetection(root, "val2017"))
+    row = torch.tensor([[item["image_id"], 1, 2, 3, 4, 0.5, 1]], dtype=torch.float64)
+    write_coco_results(tmp_path / "results.json", row, (3, 7))
+    assert json.loads((tmp_path / "results.json").read_text())[0]["image_id"] == identity
+
+
 def test_missing_folders_and_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such folder, expected COCO's folder"):
         CocoDetection(tmp_path / "nowhere", "val2017")

@@ -102,6 +102,7 @@ COCO_OBJECTS = (
 
 _LISTS = {"images": ("id", "file_name", "width", "height"), "categories": ("id", "name")}
 _TEXTS = ("file_name", "name")
+_IDS_END = 2**53  # rows of detections are float64, which know every whole number below
 
 
 class CocoDetection(DetectionDataset):
@@ -264,6 +265,8 @@ def _read_json(file: Path) -> Any:
                 raise DataError(f"{file}: an entry of {name} has the {text} {entry[text]!r}, expected a text")
         if len({entry["id"] for entry in content[name]}) < len(content[name]):
             raise DataError(f"{file}: two entries of {name} have the same id")
+    if (outside := next((x["id"] for x in content["images"] if not 0 <= x["id"] < _IDS_END), None)) is not None:
+        raise DataError(f"{file}: an entry of images has the id {outside}, expected 0 to {_IDS_END - 1}")
     return content
 
 
