@@ -160,6 +160,14 @@ def test_the_second_detection_of_an_object_is_wrong_and_that_of_a_difficult_one_
     assert voc(objects, [(1, 0, 0, 10, 10, 0.9)]) == 0  # another image
 
 
+def test_equal_scores_count_alike_whichever_process_found_them() -> None:
+    objects = truth((1, 0, 0, 10, 10))
+    right, wrong, second = (0, 0, 0, 10, 10, 0.9), (1, 0, 0, 10, 10, 0.9), (0, 0, 0, 10, 9, 0.9)
+    alone = voc(objects, [right, second, wrong])
+    assert alone == voc(objects, [wrong, right, second]) == 1
+    assert voc(objects, [wrong, second, right]) == voc(objects, [second, right, wrong])  # of one image, in their order
+
+
 def test_classes_without_objects_have_no_precision() -> None:
     result = voc_average_precision(torch.zeros(0, 8), torch.zeros(0, 7), 3)
     assert torch.isnan(result).all()

@@ -13,7 +13,9 @@ def voc_average_precision(
     """The average precision of each class.
 
     A detection is right if its IoU with the object of its class that it overlaps most is above `iou` and no detection
-    with a higher score has taken that object. Where that object is difficult, the detection does not count.
+    with a higher score has taken that object. Where that object is difficult, the detection does not count. Of equal
+    scores, those of the image with the lower id come first, whatever the order of the rows: processes bring theirs one
+    after the other.
 
     Args:
         truth: float64 [m, 8], rows (image id, label, x, y, width, height, area, difficult).
@@ -34,6 +36,7 @@ def voc_average_precision(
         >>> voc_average_precision(truth, torch.tensor([[0.0, 0, 0, 10, 6, 0.9, 1], [0, 20, 20, 5, 5, 0.8, 1]]), 1)
         tensor([1.])
     """
+    detections = detections[detections[:, 0].argsort(stable=True)]
     result = torch.full((num_classes,), torch.nan)
     for label in range(1, num_classes + 1):
         objects = truth[truth[:, 1] == label]
