@@ -293,6 +293,25 @@ def test_a_broken_data_set_is_refused_with_a_list_of_what_is_wrong(
     assert not (tmp_path / "run").exists()
 
 
+def test_images_without_objects_are_an_error_only_if_there_are_no_others(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = written("coco", tmp_path / "coco")
+    file = tmp_path / "coco" / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] > 1]  # the second batch's
+    file.write_text(json.dumps(content))
+    config = write(world(tmp_path / "run", **options), tmp_path)
+    words = ["validate", config, f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"]
+    assert main(words) == 0
+    for option in ("limit_val_batches=1", "limit_val_batches=0.5", "fast_dev_run=1"):
+        assert main([*words, f"--trainer.{option}"]) == 0
+        assert json.loads((tmp_path / "run" / "validate.json").read_text())["val_ap50"] is None
+    file.write_text(json.dumps(content | {"annotations": []}))
+    assert main(words) == 2
+    assert "the val split has no annotated objects" in capsys.readouterr().err
+
+
 def test_predict_draws_boxes_before_and_after_refinement(run: Path, tmp_path: Path) -> None:
     scenes = LookAlikeScenes("test", 2)
     (tmp_path / "images").mkdir()

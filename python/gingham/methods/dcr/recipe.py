@@ -156,7 +156,7 @@ class DCRRecipe(NetworkRecipe):
         meter = self.meters[split]
         scores: DetectionScores = meter.compute()  # type: ignore[operator]
         meter.reset()  # type: ignore[operator]
-        if scores.objects == 0 and not self.trainer.sanity_checking:
+        if scores.objects == 0 and self._looks_at_all(split):
             hint = "; its annotations are not public, take the val split: gingham validate" if split == "test" else ""
             raise DataError(f"the {split} split has no annotated objects{hint}")
         self.scores[split] = scores
@@ -168,6 +168,11 @@ class DCRRecipe(NetworkRecipe):
             eleven = self.voc_points == "eleven"
             voc = voc_average_precision(scores.truth, scores.detections, self.num_classes, eleven_points=eleven)
             self.log(f"{split}_voc_ap50", voc.nanmean())
+
+    def _looks_at_all(self, split: str) -> bool:
+        """Whether an evaluation is of every image, not of the first batches only."""
+        limit = getattr(self.trainer, f"limit_{split}_batches")  # also of fast_dev_run; 1.0 is a share, 1 a number
+        return isinstance(limit, float) and limit == 1 and not self.trainer.sanity_checking
 
     def views(self, item: Any) -> dict[str, Detections]:
         """What pictures show of an item: its detections after refinement and, if there is a branch, before."""
