@@ -12,9 +12,10 @@ pytest.importorskip("lightning")
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
+from gingham.cli import main
 from gingham.data import CueScenes, TagScenes
 from gingham.data.points import PointSet, write_points
-from gingham.data.wardrobe import Dolls, write_cityscapes, write_lip, write_voc_tags
+from gingham.data.wardrobe import Dolls, write_cityscapes, write_lip, write_pascal_context, write_voc_tags
 from gingham.data.wardrobe.point_scenes import PointScenes
 from gingham.errors import DataError
 from gingham.methods.ccnet.recipe import CCNetRecipe
@@ -181,6 +182,45 @@ def test_points_that_lie_on_other_classes_are_refused(tmp_path: Path) -> None:
     write_points(points, PointSet(scenes.num_classes, swapped, source="swapped"))
     with pytest.raises(DataError, match=r"points\.txt: only \d+ of 72 points looked at lie on their own class"):
         SegmentationData(**options).setup("fit")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def clicks(tmp_path: Path) -> list[str]:
+    """The options that name a data set with a point file, whose training images have no masks."""
+    for split, count in (("train", 4), ("val", 2)):
+        write_pascal_context(tmp_path / "data", PointScenes(split, count))
+    for file in tmp_path.glob("data/SegmentationClassContext/*_train_*.png"):
+        file.unlink()
+    write_points(tmp_path / "clicks.txt", PointScenes("train", 4).points)
+    options = {"name": "pascal_context", "root": tmp_path / "data", "points": tmp_path / "clicks.txt"}
+    return [f"--data.{name}={value}" for name, value in (options | {"classes": "wardrobe_points"}).items()]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_training_from_clicks_needs_no_masks(
+    clicks: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--config=pdml_world", *clicks, f"--run_dir={tmp_path / 'run'}", "--data.batch_size=2"]
+    options += ["--model.extension.begin=0", "--trainer.max_steps=1", "--trainer.check_val_every_n_epoch=1"]
+    options += ["--trainer.enable_progress_bar=false"]
+    assert main(["check-data", *options]) == 0
+    assert main(["fit", *options]) == 0
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+    capsys.readouterr()
+    next(tmp_path.glob("data/SegmentationClassContext/*_val_*.png")).unlink()
+    assert main(["check-data", *options]) == 1
+    assert ".png: no label file\nval: 2 images, 1 problem\n" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("what", ["masks", "labels"])
+def test_masks_are_needed_where_points_or_labels_come_from_them(
+    clicks: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    option = {"masks": "--data.points=per_class", "labels": "--model.supervision=labels"}[what]
+    options = ["--config=pdml_world", *clicks, option, f"--run_dir={tmp_path / 'run'}", "--check_data=false"]
+    assert main(["fit", *options, "--model.extension=null", "--data.batch_size=2"]) == 2
+    assert "no label file, expected" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

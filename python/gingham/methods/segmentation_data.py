@@ -22,7 +22,7 @@ from gingham.data.pascal_context import PASCAL_CONTEXT_ALPHABETICAL_LABELS, PASC
 from gingham.data.person_part import PERSON_PART_LABELS
 from gingham.data.person_warp import PersonAugmentation
 from gingham.data.points import PointGenerator, PointSource, WithPoints, collate_points, point_agreement, read_points
-from gingham.data.segmentation import SegmentationItem, Transform
+from gingham.data.segmentation import FolderSegmentation, SegmentationItem, Transform
 from gingham.data.transforms import (
     EvaluationTransform,
     Normalize,
@@ -149,7 +149,7 @@ class SegmentationData(ResumableData):
             "bgr" (BGR minus mean, as CCNet's official weights).
         points: what is known of a training picture's labels: all (None), the pixels in a point file
             (`gingham.data.points`), one drawn pixel "per_class" or "per_region", or "instances", the points of
-            "wardrobe_points".
+            "wardrobe_points". With a point file, training images need no label files.
         point_crop: cut training crops where at least one point is.
         workers: processes that load data.
         seed: of order, augmentation and drawn points, any whole number.
@@ -257,7 +257,7 @@ class SegmentationData(ResumableData):
     def dataset(self, split: str) -> SegmentationDataset:
         """The data set of "train", "val" or "test", with its transform. Kept once made."""
         if split not in self._datasets:
-            self._datasets[split] = self.open(split)
+            self._datasets[split] = self.open(split, require_labels=not self._does_without_labels(split))
         return self._datasets[split]
 
     def open(self, split: str, *, require_labels: bool = True) -> SegmentationDataset:
@@ -273,6 +273,19 @@ class SegmentationData(ResumableData):
             else self._files(split, require_labels, transform)
         )
         return WithPoints(dataset, self._points(dataset)) if self.points and split == "train" else dataset
+
+    def require_training_labels(self) -> None:
+        """For trainings that learn the labels of pixels, even where the data set has points.
+
+        Raises:
+            DataError: a training image has no label.
+        """
+        if self._does_without_labels("train"):
+            self.open("train")
+
+    def _does_without_labels(self, split: str) -> bool:
+        """Whether images need no label files, as all that is to be known of them stands in a point file."""
+        return split == "train" and self.points not in (None, "per_class", "per_region", "instances")
 
     def _world(self, split: str, transform: Transform) -> SegmentationDataset:
         length = self.lengths[split]
@@ -291,11 +304,15 @@ class SegmentationData(ResumableData):
         if not self._has_test_split() and split == "test":
             split = "val"
         options: dict[str, Any] = {"labels": self.labels, "require_labels": require_labels, "transform": transform}
+        labels_are_optional = self._does_without_labels(split)
         if split == "train" and self.label_folder is not None:
             options["label_folder"] = self.label_folder
         if split == "train" and self.train_list is not None:
             split = self.train_list
-        return reader(self._root(), split, **options)
+        dataset: FolderSegmentation = reader(self._root(), split, **options)
+        if labels_are_optional:
+            dataset.labels_expected = False
+        return dataset
 
     def _points(self, dataset: SegmentationDataset) -> PointSource:
         match self.points:

@@ -151,7 +151,8 @@ class SegmentationRecipe(NetworkRecipe):
     # -------------------------------------------------------------------------------------------- training
 
     def setup(self, stage: str) -> None:
-        label_space = getattr(self.trainer.datamodule, "label_space", None)  # type: ignore[attr-defined]
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        label_space = getattr(data, "label_space", None)
         if label_space is not None:
             labels = label_space()
             if labels.num_classes != self.num_classes:
@@ -159,6 +160,8 @@ class SegmentationRecipe(NetworkRecipe):
                     f"the network has num_classes {self.num_classes}, the data set has {labels.num_classes} classes"
                 )
             self.mirror_pairs = labels.mirror_pairs
+        if stage == "fit" and self.learns_labels() and hasattr(data, "require_training_labels"):
+            data.require_training_labels()
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         images = batch["image"]
