@@ -69,6 +69,14 @@ def test_any_loader_of_images_and_labels_will_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+def test_pictures_are_drawn_in_the_precision_of_the_training(tmp_path: Path, precision: Any) -> None:
+    run = trainer(tmp_path, max_epochs=1, callbacks=[Pictures(2)], precision=precision)
+    run.fit(CCNetRecipe(NETWORK), data())
+    assert (tmp_path / "predictions.png").is_file()
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_learning_rates_rise_and_fall_as_the_paper_has_it(tmp_path: Path) -> None:
     rates = Rates()
     recipe = CCNetRecipe(NETWORK, learning_rate=0.01, warmup_steps=4, gamma_rate=10.0)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 pytest.importorskip("lightning", reason="training needs the extra: pip install gingham[train]")
 import lightning
+from lightning.pytorch.plugins.precision import HalfPrecision
 
 from gingham.cli.training import config_file
 from gingham.data.points import WithPoints, collate_points
@@ -121,6 +122,14 @@ def test_training_lowers_the_loss_and_repeats(tmp_path: Path) -> None:
         losses.append([terms["loss"] for terms in seen.seen])
     assert losses[0] == losses[1]
     assert losses[0][-1] < 0.8 * losses[0][0]
+
+
+def test_points_stay_where_they_are_in_low_precision() -> None:
+    items = [{"image": torch.zeros(3, 400, 500), "points": torch.tensor([[1.0, 257.0, 301.0], [2.0, 2.5, 399.4]])}]
+    batch = HalfPrecision("bf16-true").convert_input(collate_points(items))
+    assert batch["image"].dtype == torch.bfloat16
+    pool = pool_points(batch["points"])
+    assert pool.y.tolist() == [257, 3] and pool.x.tolist() == [301, 399] and pool.label.tolist() == [1, 2]
 
 
 @pytest.mark.filterwarnings("ignore")

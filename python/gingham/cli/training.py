@@ -63,7 +63,7 @@ class Pictures(Callback):
         open_split = getattr(trainer.datamodule, "dataset", None)  # type: ignore[attr-defined]
         if trainer.sanity_checking or not trainer.is_global_zero or folder is None or open_split is None:
             return
-        sheet = self._sheet(open_split("val"), pl_module)
+        sheet = self._sheet(open_split("val"), trainer, pl_module)
         if sheet is None:
             return
         import numpy
@@ -74,7 +74,7 @@ class Pictures(Callback):
             if isinstance(board, TensorBoardLogger):
                 board.experiment.add_image("predictions", numpy.asarray(sheet), trainer.global_step, dataformats="HWC")
 
-    def _sheet(self, dataset: Any, pl_module: lightning.LightningModule) -> Any:
+    def _sheet(self, dataset: Any, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> Any:
         """What there is to show of a validation split, or None."""
         import torch
 
@@ -93,9 +93,11 @@ class Pictures(Callback):
         shown = [known(dataset, i, item) for i, item in enumerate(items)]
         was_training = pl_module.training
         pl_module.eval()
-        with torch.no_grad():
-            rows = [(image, {**given, **views(x)}) for (image, given), x in zip(shown, items, strict=True)]
+        precision = trainer.precision_plugin
+        with torch.no_grad(), precision.forward_context():
+            seen = [views(precision.convert_input(item)) for item in items]
         pl_module.train(was_training)
+        rows = [(image, {**given, **found}) for (image, given), found in zip(shown, seen, strict=True)]
         return draw_panels(rows, dataset.class_names, dataset.palette)
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

@@ -398,23 +398,30 @@ def point_agreement(dataset: WithPoints, indices: Iterable[int] | None = None) -
     return PointAgreement(labelled, agreeing)
 
 
+def nearest_pixels(positions: torch.Tensor) -> torch.Tensor:
+    """The pixels, int64, on which positions lie; of two as near, the later one, wherever a picture is cut."""
+    return (positions + 0.5).floor().long()
+
+
 def collate_points(items: Sequence[Any]) -> dict[str, Any]:
     """A batch of items with points; images with fewer are filled up with points of class 255.
+
+    Points are pixels now: of whole numbers, which a training in low precision leaves as they are.
 
     Args:
         items: as `WithPoints` gives them, of one size.
 
     Returns:
-        What torch's default collation gives, and "points" [B, N, 3] with the largest N of the batch.
+        What torch's default collation gives, and "points" int64 [B, N, 3] with the largest N of the batch.
 
     Example:
-        >>> one, two = {"points": torch.tensor([[3.0, 1.0, 2.0]])}, {"points": torch.zeros(0, 3)}
+        >>> one, two = {"points": torch.tensor([[3.0, 1.4, 2.5]])}, {"points": torch.zeros(0, 3)}
         >>> collate_points([one, two])["points"].tolist()
-        [[[3.0, 1.0, 2.0]], [[255.0, 0.0, 0.0]]]
+        [[[3, 1, 3]], [[255, 0, 0]]]
     """
     most = max(len(item["points"]) for item in items)
-    points = torch.tensor([float(IGNORE_INDEX), 0.0, 0.0]).repeat(len(items), most, 1)
+    points = torch.tensor([IGNORE_INDEX, 0, 0]).repeat(len(items), most, 1)
     for row, item in zip(points, items, strict=True):
-        row[: len(item["points"])] = item["points"]
+        row[: len(item["points"])] = nearest_pixels(item["points"])
     others = [{name: value for name, value in item.items() if name != "points"} for item in items]
     return {**default_collate(others), "points": points}

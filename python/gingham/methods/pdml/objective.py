@@ -27,8 +27,8 @@ class PointPool(NamedTuple):
     """The points of a batch as one list."""
 
     image: Tensor  # [M] int64, the image of the batch that a point is in
-    y: Tensor  # [M] floating
-    x: Tensor  # [M] floating
+    y: Tensor  # [M], rows of the image
+    x: Tensor  # [M], columns
     label: Tensor  # [M] int64
     agreed: Tensor  # [M] bool, False where points of different classes share the pixel
 
