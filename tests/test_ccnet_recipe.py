@@ -192,6 +192,7 @@ def test_the_category_consistent_loss_is_added_with_its_weights() -> None:
         {"tile": 0},
         {"scales": ()},
         {"scales": (1.0, 0.0)},
+        {"average": "votes"},
         {"report_classes": (7,)},
         {"report_classes": (-1,)},
     ],

@@ -139,6 +139,23 @@ def test_logits_are_averaged_not_probabilities() -> None:
     torch.testing.assert_close(result[:, 0], torch.full((1, 10, 20), 98.0 / 3))
 
 
+def test_probabilities_are_averaged_where_it_is_asked_for(images: Tensor) -> None:
+    def upsampled(logits: Tensor) -> Tensor:
+        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=True)
+
+    small = F.interpolate(images, (18, 26), mode="bilinear", align_corners=True)
+    pairs = ((0, 3),)
+    expected = torch.zeros(2, 4, 37, 53, dtype=torch.float64)
+    for scaled in (small, images):
+        mirrored = mirror_channels(coarse(scaled.flip(-1)).flip(-1), pairs)
+        expected += (upsampled(coarse(scaled)).softmax(1) + upsampled(mirrored).softmax(1)) / 4
+    infer = partial(multi_scale_flip, scales=(0.5, 1.0), flip=True, mirror_pairs=pairs, average="probabilities")
+    result = infer(coarse, images)
+    torch.testing.assert_close(result.exp(), expected)
+    torch.testing.assert_close(result.softmax(1), expected)
+    assert infer(lambda x: 1e4 * coarse(x), images).isfinite().all()
+
+
 def test_model_outputs_and_low_precision_are_understood(images: Tensor) -> None:
     result = whole_image(lambda x: Output(coarse(x).bfloat16()), images)
     assert result.dtype == torch.float32
@@ -153,6 +170,7 @@ def test_model_outputs_and_low_precision_are_understood(images: Tensor) -> None:
         (partial(sliding_window, tile=8, stride=0), "stride must be between 1 and the tile 8, got 0"),
         (partial(multi_scale_flip, scales=()), "scales must be one or more positive numbers"),
         (partial(multi_scale_flip, scales=(1.0, -1.0)), "scales must be one or more positive numbers"),
+        (partial(multi_scale_flip, average="votes"), "average must be 'logits' or 'probabilities', got 'votes'"),
     ],
 )
 def test_wrong_arguments_are_named(infer, text: str) -> None:

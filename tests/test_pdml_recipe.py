@@ -1,6 +1,7 @@
 """PDML's recipe under Lightning's trainer: its losses and when they begin, purity, checkpoints, and what it refuses."""
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +317,16 @@ def test_one_option_of_the_network_says_how_corners_lie_everywhere(batch: Any, a
     assert recipe({"align_corners": aligned}, purity_pixels=1).purity_meters["val"].align_corners is aligned
     with pytest.raises(TypeError, match="align_corners"):
         recipe(align_corners=aligned)
+
+
+def test_probabilities_of_scales_are_averaged_unless_said_otherwise(batch: Any) -> None:
+    assert recipe(average="logits").average == "logits"
+    made = recipe(scales=(0.5, 1.0)).eval()
+    images = batch["image"]
+    resize = partial(torch.nn.functional.interpolate, mode="bilinear", align_corners=True)
+    small = resize(resize(made.network(resize(images, (32, 32))).logits, (32, 32)), (64, 64))
+    large = resize(made.network(images).logits, (64, 64))
+    torch.testing.assert_close(made(images).exp(), (small.softmax(1) + large.softmax(1)) / 2)
 
 
 def test_the_backbone_has_a_rate_of_its_own() -> None:

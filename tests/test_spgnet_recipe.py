@@ -15,6 +15,7 @@ from gingham.errors import CheckpointError
 from gingham.methods.segmentation_recipe import Refinement
 from gingham.methods.spgnet.objective import stage_supervision
 from gingham.methods.spgnet.recipe import SPGNetRecipe
+from gingham.nn.inference import whole_image
 from gingham.nn.segmentation_loss import HardPixels
 from trainings import items, trainer
 
@@ -115,17 +116,27 @@ def test_tiles_follow_the_rule_for_their_own_size() -> None:
 @pytest.mark.parametrize("size", [(65, 65), (64, 64)])
 def test_scaled_images_follow_the_rule_for_their_own_size(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    recipe = SPGNetRecipe(NETWORK, scales=(33 / size[0],)).eval()
+    recipe = SPGNetRecipe(NETWORK, scales=(33 / size[0],), average="logits").eval()
     images = batch(size=size)["image"]
     aligned = size == (65, 65)  # of the images, and so of the way to the scale and back
     scaled = F.interpolate(images, (33, 33), mode="bilinear", align_corners=aligned)
     logits = F.interpolate(recipe.network(scaled).logits, (33, 33), mode="bilinear", align_corners=True)
     torch.testing.assert_close(recipe(images), F.interpolate(logits, size, mode="bilinear", align_corners=aligned))
-    half = SPGNetRecipe(NETWORK, scales=(0.5,)).eval()
+    half = SPGNetRecipe(NETWORK, scales=(0.5,), average="logits").eval()
     half.load_state_dict(recipe.state_dict())
     scaled = F.interpolate(images, (32, 32), mode="bilinear", align_corners=aligned)
     logits = F.interpolate(recipe.network(scaled).logits, (32, 32), mode="bilinear", align_corners=False)
     torch.testing.assert_close(half(images), F.interpolate(logits, size, mode="bilinear", align_corners=aligned))
+
+
+def test_probabilities_of_mirrored_images_are_averaged_unless_said_otherwise() -> None:
+    torch.manual_seed(0)
+    recipe, logits = SPGNetRecipe(NETWORK, flip=True).eval(), SPGNetRecipe(NETWORK, flip=True, average="logits").eval()
+    logits.load_state_dict(recipe.state_dict())
+    images = batch()["image"]
+    one, other = (whole_image(recipe.network, x, align_corners=False) for x in (images, images.flip(-1)))
+    torch.testing.assert_close(recipe(images).exp(), (one.softmax(1) + other.flip(-1).softmax(1)) / 2)
+    torch.testing.assert_close(logits(images), (one + other.flip(-1)) / 2)
 
 
 @pytest.mark.filterwarnings("ignore")

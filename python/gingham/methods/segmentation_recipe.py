@@ -44,8 +44,9 @@ class SegmentationRecipe(NetworkRecipe):
         network: options of that class.
         evaluation: images "whole" or in "sliding" tiles.
         tile: side of the tiles in pixels.
-        scales: factors of the image size over which logits are averaged in evaluation.
+        scales: factors of the image size over which predictions are averaged in evaluation.
         flip: whether mirrored images are averaged too; classes with a left and a right change places in them.
+        average: of scales and mirrored images: of their "logits" or "probabilities".
         mirror_pairs: the class indices of each left and its right. A data module that knows its classes overrides them.
         report_classes: class indices whose mean IoU is logged as ``focus_iou``, with `skip_absent` that of those that
             occur.
@@ -68,6 +69,7 @@ class SegmentationRecipe(NetworkRecipe):
         tile: int = 769,
         scales: tuple[float, ...] = (1.0,),
         flip: bool = False,
+        average: Literal["logits", "probabilities"] = "logits",
         mirror_pairs: tuple[tuple[int, int], ...] = (),
         report_classes: tuple[int, ...] = (),
         skip_absent: bool = False,
@@ -81,6 +83,8 @@ class SegmentationRecipe(NetworkRecipe):
             raise ValueError(f"tile must be 1 pixel or more, got {tile}")
         if not scales or not all(0 < scale < math.inf for scale in scales):
             raise ValueError(f"scales must be one or more numbers above 0, got {tuple(scales)}")
+        if average not in ("logits", "probabilities"):
+            raise ValueError(f"average must be 'logits' or 'probabilities', got {average!r}")
         if not all(0 <= index < self.num_classes for index in report_classes):
             raise ValueError(
                 f"report_classes must be between 0 and {self.num_classes - 1}, got {tuple(report_classes)}"
@@ -90,6 +94,7 @@ class SegmentationRecipe(NetworkRecipe):
                 f"mirror_pairs must be classes between 0 and {self.num_classes - 1}, got {tuple(mirror_pairs)}"
             )
         self.evaluation, self.tile, self.scales, self.flip = evaluation, tile, tuple(scales), flip
+        self.average: Literal["logits", "probabilities"] = average
         self.report_classes = tuple(report_classes)
         self.meters = nn.ModuleDict(
             {split: SegmentationMeter(self.num_classes, skip_absent=skip_absent) for split in ("val", "test")}
@@ -196,6 +201,7 @@ class SegmentationRecipe(NetworkRecipe):
             scales=self.scales,
             flip=self.flip,
             mirror_pairs=self.mirror_pairs,
+            average=self.average,
             align_corners=self.corners_align(images.shape[-2:]),
         )
 

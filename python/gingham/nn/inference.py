@@ -1,13 +1,15 @@
 """Segmenting whole pictures: as one input, in overlapping tiles, over scales and mirrored.
 
 Every function takes `predict`, something that maps images [B, 3, H, W] to logits: a model, whose logits may be coarser
-than its input, or another function of this file bound to one. All average logits, not probabilities, treat every
-image of a batch on its own, and return [B, K, H, W].
+than its input, or another function of this file bound to one. All treat every image of a batch on its own and return
+[B, K, H, W]: average logits, or, over scales and mirrored images where it is asked for, the logarithm of average
+probabilities.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import reduce
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +99,7 @@ def multi_scale_flip(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     mirror_pairs: Sequence[tuple[int, int]] = (),
+    average: Literal["logits", "probabilities"] = "logits",
     align_corners: bool = True,
 ) -> Tensor:
     """Logits averaged over scaled, and optionally mirrored, versions of the images.
@@ -108,13 +111,14 @@ def multi_scale_flip(
         scales: factors of the image size, equally weighted.
         flip: also predict from the images mirrored left to right, mirrored back.
         mirror_pairs: classes that have a left and a right, whose logits change places in the mirrored prediction.
+        average: "logits", or "probabilities" of the classes at the size of the images.
         align_corners: of all resizing.
 
     Returns:
-        [B, K, H, W].
+        [B, K, H, W]; of probabilities, the logarithm of their average, which a softmax gives back.
 
     Raises:
-        ValueError: no scale, or one that is not positive.
+        ValueError: no scale, or one that is not positive, or another average.
 
     Source: CCNet's official evaluation, which resizes nothing back and mirrors rows in its batched form; this does.
 
@@ -127,19 +131,23 @@ def multi_scale_flip(
     _check_images(images)
     if not scales or min(scales) <= 0:
         raise ValueError(f"scales must be one or more positive numbers, got {scales}")
+    if average not in ("logits", "probabilities"):
+        raise ValueError(f"average must be 'logits' or 'probabilities', got {average!r}")
     size = images.shape[-2:]
-    total: Tensor | None = None
-    for scale in scales:
-        scaled_size = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
-        scaled = _resized(images, scaled_size, align_corners)
-        logits = _logits(predict, scaled)
-        if flip:
-            mirrored = _logits(predict, scaled.flip(-1)).flip(-1)
-            logits = (logits + mirror_channels(mirrored, mirror_pairs)) / 2
-        logits = _resized(logits, size, align_corners)
-        total = logits if total is None else total + logits
-    assert total is not None
-    return total / len(scales)
+
+    def views() -> Iterator[Tensor]:
+        for scale in scales:
+            scaled_size = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+            scaled = _resized(images, scaled_size, align_corners)
+            yield _resized(_logits(predict, scaled), size, align_corners)
+            if flip:
+                mirrored = _logits(predict, scaled.flip(-1)).flip(-1)
+                yield _resized(mirror_channels(mirrored, mirror_pairs), size, align_corners)
+
+    count = len(scales) * (2 if flip else 1)
+    if average == "logits":
+        return reduce(torch.add, views()) / count
+    return reduce(torch.logaddexp, (view.log_softmax(1) for view in views())) - math.log(count)
 
 
 def mirror_channels(maps: Tensor, mirror_pairs: Sequence[tuple[int, int]]) -> Tensor:

@@ -176,6 +176,7 @@ class PDMLRecipe(SegmentationRecipe):
         backbone_rate: factor on the learning rate of the backbone, 0 or more.
         purity_pixels: pixels of each class and image from which the purity of features is measured, 0 to leave it out.
             It costs the network a second pass over the evaluated images.
+        average: of scales and mirrored images in evaluation: of their "logits" or "probabilities".
         options: of `gingham.methods.segmentation_recipe.SegmentationRecipe`.
 
     Raises:
@@ -200,9 +201,10 @@ class PDMLRecipe(SegmentationRecipe):
         auxiliary_weight: float = 0.4,
         backbone_rate: float = 1.0,
         purity_pixels: int = 0,
+        average: Literal["logits", "probabilities"] = "probabilities",
         **options: Any,
     ) -> None:
-        super().__init__(PDML, network, **options)
+        super().__init__(PDML, network, average=average, **options)
         if supervision not in ("points", "labels"):
             raise ValueError(f"supervision must be 'points' or 'labels', got {supervision!r}")
         if point_average not in ("points", "images"):

@@ -9,7 +9,7 @@ prediction: P_S
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ class SPGNetRecipe(SegmentationRecipe):
         network: options of `gingham.methods.spgnet.network.SPGNet`.
         stage_weights: of the loss of each stage, the last one last, 0 or more; 1 for each where None.
         hard_pixels: select hard pixels for the last stage's loss (OHEM), or None.
+        average: of scales and mirrored images in evaluation: of their "logits" or "probabilities".
         options: of `gingham.methods.segmentation_recipe.SegmentationRecipe`.
 
     Raises:
@@ -51,9 +52,10 @@ class SPGNetRecipe(SegmentationRecipe):
         network: dict[str, Any],
         stage_weights: tuple[float, ...] | None = None,
         hard_pixels: HardPixels | None = None,
+        average: Literal["logits", "probabilities"] = "probabilities",
         **options: Any,
     ) -> None:
-        super().__init__(SPGNet, network, **options)
+        super().__init__(SPGNet, network, average=average, **options)
         stages = len(self.network.stages)
         self.stage_weights = (1.0,) * stages if stage_weights is None else tuple(stage_weights)
         self.hard_pixels = hard_pixels
