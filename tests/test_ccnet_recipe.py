@@ -17,9 +17,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from gingham.cli.training import Pictures, config_file, packaged_configs
 from gingham.errors import CheckpointError, DataError
+from gingham.methods.ccnet.objective import category_consistent_loss, segmentation_loss
 from gingham.methods.ccnet.recipe import CCNetRecipe
 from gingham.methods.segmentation_data import SegmentationData
-from gingham.nn.segmentation_loss import HardPixels
+from gingham.nn.segmentation_loss import HardPixels, shrink_labels
 from trainings import trainer
 
 NETWORK: dict[str, Any] = {
@@ -174,6 +175,21 @@ def test_the_category_consistent_loss_is_added_with_its_weights() -> None:
         losses[weights[0]] = recipe.training_step(batch, 0).item()
     assert losses[1.0] > losses[0.0]
     assert losses[2.0] - losses[0.0] == pytest.approx(2 * (losses[1.0] - losses[0.0]), rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("aligned", [True, False])
+def test_the_category_consistent_loss_follows_the_corner_rule(aligned: bool) -> None:
+    torch.manual_seed(0)
+    (item,) = items(1)
+    batch: Any = {name: value[None] for name, value in item.items()}
+    network = NETWORK | {"category_channels": 4, "dropout": 0.0}
+    recipe = CCNetRecipe(network, category_weights=(1.0, 1.0, 0.001), align_corners=aligned)
+    output = recipe.network(batch["image"])
+    small = shrink_labels(batch["label"], output.features.shape[-2:], align_corners=aligned)
+    variance, distance, regularity = category_consistent_loss(output.features, small)
+    expected = segmentation_loss(output, batch["label"], align_corners=aligned) + variance + distance
+    torch.testing.assert_close(recipe.loss(output, batch, None), expected + 0.001 * regularity)
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ def category_consistent_loss(
     variance_margin: float = 0.5,
     distance_margin: float = 1.5,
     ignore_index: int = 255,
+    align_corners: bool = True,
 ) -> CategoryConsistentLoss:
     """Draw the features of a class together and the means of different classes apart.
 
@@ -96,6 +97,7 @@ def category_consistent_loss(
         distance_margin: delta_d; means further apart than twice this cost nothing, and pixels further than this from
             their mean cost linearly.
         ignore_index: label of ignored pixels.
+        align_corners: how the features lie on the labels.
 
     Returns:
         Three scalars; the second is 0 with a single class, all are 0 with none.
@@ -117,7 +119,7 @@ def category_consistent_loss(
         )
     accumulator = torch.float64 if features.dtype == torch.float64 else torch.float32
     pixels = features.to(accumulator).movedim(1, -1).flatten(0, 2)  # [N, C]
-    flat_labels = shrink_labels(labels, features.shape[-2:]).flatten()
+    flat_labels = shrink_labels(labels, features.shape[-2:], align_corners=align_corners).flatten()
     valid = flat_labels != ignore_index
     pixels = pixels[valid]
     classes, index, counts = flat_labels[valid].unique(return_inverse=True, return_counts=True)

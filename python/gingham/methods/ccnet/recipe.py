@@ -70,7 +70,7 @@ class CCNetRecipe(SegmentationRecipe):
             align_corners=self.align_corners,
         )
         if self.category_weights is not None:
-            terms = category_consistent_loss(output.features, labels)
+            terms = category_consistent_loss(output.features, labels, align_corners=self.align_corners)
             loss = loss + sum(weight * term for weight, term in zip(self.category_weights, terms, strict=True))
         return loss
 
