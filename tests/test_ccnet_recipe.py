@@ -115,6 +115,16 @@ def test_adamw_and_no_attention_have_one_group(tmp_path: Path) -> None:
     assert len(optimizer.param_groups) == 1
 
 
+@pytest.mark.parametrize(("shared", "gammas"), [(True, 1), (False, 2)])
+def test_layer_scales_of_a_backbone_have_its_rate(shared: bool, gammas: int) -> None:
+    network = NETWORK | {"backbone": "convnext_atto", "output_stride": 32, "shared": shared}
+    recipe = CCNetRecipe(network | {"backbone_options": {"depths": (1,) * 4, "dims": (8,) * 4}}, gamma_rate=10.0)
+    others, attention = recipe.parameter_groups()
+    assert [parameter.shape for parameter in attention["params"]] == [(1,)] * gammas
+    assert len(others["params"]) + gammas == len(list(recipe.parameters()))
+    assert attention["lr"] == 10 * recipe.learning_rate
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("options", [{}, {"evaluation": "sliding", "tile": 32}, {"scales": (0.5, 1.0), "flip": True}])
 def test_scores_do_not_depend_on_the_batch_size(tmp_path: Path, options: dict[str, Any]) -> None:

@@ -78,8 +78,9 @@ class CCNetRecipe(SegmentationRecipe):
         return self.align_corners
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        gammas = [p for name, p in self.network.named_parameters() if name.endswith("gamma")]
-        others = [p for name, p in self.network.named_parameters() if not name.endswith("gamma")]
+        # Not those of the backbone: layer scales are named gamma too.
+        gammas = [p for name, p in self.network.head.cca.named_parameters() if name.endswith("gamma")]
+        others = [p for p in self.network.parameters() if all(p is not gamma for gamma in gammas)]
         groups: list[dict[str, Any]] = [{"params": others}]
         if gammas:
             groups.append({"params": gammas, "lr": self.learning_rate * self.gamma_rate})
