@@ -1,8 +1,10 @@
 """Backbones by name: sizes, dilations, weights from files, errors."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -154,6 +156,27 @@ def test_weights_come_from_a_file_without_its_classifier(tmp_path: Path, ending:
     loaded = Backbone("resnet18", output_stride=8, weights=str(path), options=options).eval()
     image = torch.randn(1, 3, 32, 32)
     assert torch.equal(loaded(image)[-1], source(image)[-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}),
+        ("densenet121", {"growth_rate": 4, "block_config": (1, 1, 1, 1)}),
+    ],
+)
+def test_weights_of_a_whole_network_fit_where_timm_takes_its_containers_apart(
+    tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    whole = timm.create_model(name, **options).eval()
+    torch.save(whole.state_dict(), tmp_path / "weights.pth")
+    loaded = Backbone(name, weights=str(tmp_path / "weights.pth"), options=options).eval()
+    image = torch.randn(1, 3, 64, 96)
+    torch.testing.assert_close(loaded(image)[-1], whole.forward_features(image))
+    torch.save(loaded.body.state_dict(), tmp_path / "features.pth")
+    again = Backbone(name, weights=str(tmp_path / "features.pth"), options=options).eval()
+    assert torch.equal(again(image)[-1], loaded(image)[-1])
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:

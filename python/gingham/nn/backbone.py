@@ -4,7 +4,7 @@ Papers: Yu et al., Dilated Residual Networks, https://arxiv.org/abs/1705.09914; 
 https://arxiv.org/abs/1612.01105. Networks and pretrained weights come from timm.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -101,8 +101,8 @@ class Backbone(nn.Module):
         return features
 
     def _load_file(self, path: str) -> None:
-        state = deep_stem_names(read_state_dict(path))
-        kept = {name.partition(".")[0] for name, _ in self.body.named_children()}
+        kept = {name for name, _ in self.body.named_children()}
+        state = deep_stem_names(_flattened_names(read_state_dict(path), kept))
         # A whole classifier is stored; stages that are not asked for and its last layers have no place here.
         state = {name: value for name, value in state.items() if name.partition(".")[0] in kept}
         load_state_dict(self.body, state, source=path)
@@ -157,6 +157,15 @@ class SmallNetwork(nn.Module):
             images = stage(images)
             features.append(images)
         return features
+
+
+def _flattened_names(state: Mapping[str, Tensor], children: Collection[str]) -> dict[str, Tensor]:
+    """The tensors under the names of a feature extractor of timm: where stem.0 is a child of its own, it is stem_0."""
+    result = {}
+    for name, value in state.items():
+        flat = name.replace(".", "_", 1)
+        result[flat if flat.partition(".")[0] in children else name] = value
+    return result
 
 
 def deep_stem_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
