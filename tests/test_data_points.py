@@ -384,6 +384,16 @@ def test_point_crops_hold_a_point_and_reach_every_such_window() -> None:
     )
 
 
+def test_a_point_between_two_pixels_is_not_lost_to_its_own_crop() -> None:
+    picture = item(torch.zeros(4, 4), [[1, 3, 1]])  # scaled, at row 4.5 and column 1.5
+    transform = RandomScaleCropFlip((2, 2), rescale=RandomScale(1.5, 1.5), flip_probability=0, point_crop=True)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        cropped: Any = transform(picture)
+        (pixel,) = collate_points([cropped])["points"][0, :, 1:].tolist()
+        assert set(pixel) <= {0, 1}
+
+
 def test_evaluation_keeps_points() -> None:
     picture = item(torch.zeros(10, 20), [[1, 3, 4]])
     assert EvaluationTransform()(picture)["points"].tolist() == [[1, 3, 4]]  # type: ignore[typeddict-item]

@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from gingham.data.labels import IGNORE_INDEX, mirror_labels
+from gingham.data.points import nearest_pixels
 from gingham.data.segmentation import SegmentationItem
 from gingham.nn.inference import mirror_channels
 
@@ -222,7 +223,7 @@ class RandomCropOnPoint(RandomCropWithin):
         height, width = v2.query_size(flat_inputs)
         rows, columns = window["height"], window["width"]
         holding = torch.zeros(height - rows + 1, width - columns + 1, dtype=torch.bool)
-        for x, y in points.as_subclass(torch.Tensor).round().long().tolist():
+        for x, y in nearest_pixels(points.as_subclass(torch.Tensor)).tolist():
             holding[max(0, y - rows + 1) : y + 1, max(0, x - columns + 1) : x + 1] = True
         places = holding.nonzero()
         top, left = places[torch.randint(len(places), ())].tolist()
@@ -385,5 +386,5 @@ def _apply(
 def _inside(classes: torch.Tensor, positions: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Points (class, y, x) [N, 3] of those positions (x, y) that lie on a pixel of the picture."""
     points = torch.stack([classes, positions[:, 1], positions[:, 0]], dim=1)
-    pixels = points[:, 1:].round()
+    pixels = nearest_pixels(points[:, 1:])
     return points[((pixels >= 0) & (pixels < torch.tensor(size))).all(dim=1)]
