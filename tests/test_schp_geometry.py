@@ -146,6 +146,15 @@ def test_nearest_warp_takes_any_type_and_number_of_axes() -> None:
     assert torch.equal(warp_nearest(stacked, matrix, (6, 6), fill=7), expected.expand(2, 5, 6, 6))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_square_is_of_the_type_of_the_images(dtype: torch.dtype) -> None:
+    images = torch.rand(1, 3, 6, 9)
+    expected = warp_to_network(images.to(dtype).float(), 12)
+    square = warp_to_network(images.to(dtype), 12)
+    assert square.dtype == dtype
+    torch.testing.assert_close(square, expected.to(dtype), rtol=0.01, atol=0.01)
+
+
 def test_half_precision_maps_are_warped_in_single() -> None:
     maps = torch.rand(1, 1, 6, 300).half()
     matrix = person_matrix((6, 300), (200, 200))

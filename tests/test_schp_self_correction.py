@@ -397,9 +397,9 @@ def test_the_schedule_alone_changes_nothing_but_the_learning_rate(tmp_path: Path
         assert torch.equal(trained[0][name], value), name
 
 
-def schp() -> SCHPRecipe:
+def schp(**options: Any) -> SCHPRecipe:
     torch.manual_seed(0)
-    return SCHPRecipe(NETWORK, warp_size=None, learning_rate=0.001)
+    return SCHPRecipe(NETWORK, learning_rate=0.001, **{"warp_size": None} | options)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -502,7 +502,7 @@ def test_cycles_are_of_the_precision_of_the_training(tmp_path: Path, precision: 
             labels_dir=str(folder),
         )
         run = trainer(tmp_path, callbacks=[correction], max_epochs=2, precision=precision)
-        run.fit(schp(), dolls())
+        run.fit(schp(warp_size=48), dolls())
         assert run.callback_metrics["loss"].isfinite() and run.callback_metrics["val_average_miou"] > 0
         assert len(list((folder / "cycle_2").glob("*.png"))) == 8
 

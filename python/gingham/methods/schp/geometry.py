@@ -28,7 +28,7 @@ def warp_to_network(images: Tensor, side: int, *, black: tuple[float, float, flo
         black: what lies around them, normalised likewise.
 
     Returns:
-        [B, 3, side, side].
+        [B, 3, side, side], of the type of the images.
 
     Source: the official code.
 
@@ -38,7 +38,7 @@ def warp_to_network(images: Tensor, side: int, *, black: tuple[float, float, flo
         tensor([1., 1., 0., 0., 0., 0., 0., 1., 1.])
     """
     matrix = person_matrix(_size(images), (side, side))
-    return warp_bilinear(images, matrix, (side, side), fill=black)
+    return warp_bilinear(images, matrix, (side, side), fill=black).to(images.dtype)
 
 
 def warp_from_network(
