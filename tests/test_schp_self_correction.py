@@ -372,6 +372,44 @@ def test_the_average_predicts_labels_by_the_corner_rule_of_the_recipe(
     torch.testing.assert_close(refined.labels, (predicted + given) / 2)
 
 
+class Counts(lightning.Callback):
+    """How many networks the average holds after each epoch."""
+
+    def __init__(self, correction: SelfCorrection) -> None:
+        self.correction = correction
+        self.found: list[int] = []
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        self.found.append(self.correction.count)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_training_that_comes_late_to_self_correction_averages_ends_of_cycles_only(tmp_path: Path) -> None:
+    plain = trainer(tmp_path, max_epochs=4, limit_val_batches=0)
+    plain.fit(schp(), dolls())
+    plain.save_checkpoint(tmp_path / "plain.ckpt")
+    correction = SelfCorrection(start=2, cycle=3, warmup=1, write_labels=False)
+    counts = Counts(correction)
+    later = trainer(tmp_path, callbacks=[correction, counts], max_epochs=9, limit_val_batches=0)
+    later.fit(schp(), dolls(), ckpt_path=tmp_path / "plain.ckpt", weights_only=True)
+    assert counts.found == [1, 1, 1, 2, 2]  # after epochs 5 to 9
+
+
+class Stop(lightning.Callback):
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step == 3
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("options", [{"max_steps": 3}, {"callbacks": [Stop()]}], ids=["max_steps", "should_stop"])
+def test_an_epoch_that_is_cut_short_is_no_end_of_a_cycle(tmp_path: Path, options: dict[str, Any]) -> None:
+    correction = SelfCorrection(start=1, cycle=1, warmup=0, write_labels=False)
+    callbacks = [correction, *options.pop("callbacks", [])]
+    run = trainer(tmp_path, callbacks=callbacks, max_epochs=4, limit_val_batches=0, **options)
+    run.fit(schp(), dolls())
+    assert run.global_step == 3 and correction.count == 1
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_schedule_alone_changes_nothing_but_the_learning_rate(tmp_path: Path) -> None:
     """Neither the weights nor the batch-norm statistics that the training ends with."""

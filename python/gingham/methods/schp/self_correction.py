@@ -47,6 +47,9 @@ class SelfCorrection(Callback):
     the network in training, which is what ``last.ckpt`` holds and ``best.ckpt`` is chosen by. Everything that a killed
     run needs to go on is in its checkpoints.
 
+    Only networks at the end of a cycle are averaged. Those that a training has passed before it came to
+    self-correction, or to a lower `start`, are missing from the mean, and so is that of an epoch in which it stopped.
+
     Args:
         start: epochs before the first average, 1 or more.
         cycle: epochs in a cycle, 1 or more.
@@ -115,6 +118,7 @@ class SelfCorrection(Callback):
         self.labels_dir, self.write_labels = labels_dir, write_labels and refine_labels
         self.count = 0  # snapshots in the average
         self.average: nn.Module | None = None
+        self._epochs = 0  # that were over when the last snapshot was taken
         self._loaded: dict[str, Tensor] | None = (
             None  # the average of a checkpoint, until there is a network to hold it
         )
@@ -122,10 +126,12 @@ class SelfCorrection(Callback):
     # ------------------------------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "average": None if self.average is None else self.average.state_dict()}
+        average = None if self.average is None else self.average.state_dict()
+        return {"count": self.count, "epochs": self._epochs, "average": average}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.count, self._loaded = state_dict["count"], state_dict["average"]
+        self._epochs = state_dict.get("epochs", 0)
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not isinstance(pl_module, SegmentationRecipe):
@@ -199,8 +205,9 @@ class SelfCorrection(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, SegmentationRecipe)
-        # A run that is resumed at the very end of an epoch comes here a second time.
-        if self.count >= cycles_after(trainer.current_epoch + 1, start=self.start, cycle=self.cycle):
+        epochs = trainer.current_epoch + 1
+        # A run that is resumed at the very end of an epoch comes here a second time, and one that stops in an epoch too.
+        if not self._ends_cycle(epochs) or epochs <= self._epochs or not trainer.is_last_batch:
             return
         if self.average is None:
             self.average = _teacher(pl_module)
@@ -208,7 +215,7 @@ class SelfCorrection(Callback):
             average_parameters(self.average, pl_module.network, 1 / (self.count + 1))
         else:
             self.average.load_state_dict(pl_module.network.state_dict())
-        self.count += 1
+        self.count, self._epochs = self.count + 1, epochs
         if self.estimate_batch_norm:
             devices = [pl_module.device] if pl_module.device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices), trainer.precision_plugin.forward_context():
@@ -225,6 +232,10 @@ class SelfCorrection(Callback):
                 self._use_soft_labels(trainer)
         finally:
             pl_module.network = student
+
+    def _ends_cycle(self, epochs: int) -> bool:
+        before, after = (cycles_after(n, start=self.start, cycle=self.cycle) for n in (epochs - 1, epochs))
+        return after > before
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self.average is not None:
