@@ -715,3 +715,30 @@ def test_two_processes_share_the_labels_and_hold_one_average(tmp_path: Path) -> 
     for cycle in (1, 2):
         assert len(list((tmp_path / "run").rglob(f"refined_labels/cycle_{cycle}/*.png"))) == 12
     assert len(columns(tmp_path, "val_average_miou")) == 2
+
+
+def _average_in_a_process(rank: int, address: str, results: Any) -> None:
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    for average_weights in (True, False):
+        recipe = schp()
+        for buffer in recipe.network.buffers():
+            buffer.fill_(rank + 1)  # as batch norms that saw the images of that process
+        correction = SelfCorrection(average_weights=average_weights, estimate_batch_norm=False)
+        results.put(
+            {float(value) for buffer in correction._average_with(recipe).buffers() for value in buffer.unique()}
+        )
+        torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_average_to_the_same_batch_norms(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    address = f"file://{tmp_path}/rendezvous"
+    workers = [context.Process(target=_average_in_a_process, args=(rank, address, results)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    assert [results.get(timeout=200) for _ in range(4)] == [{1.0}] * 4
+    for worker in workers:
+        worker.join(timeout=30)

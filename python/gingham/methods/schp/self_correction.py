@@ -209,13 +209,9 @@ class SelfCorrection(Callback):
         # A run that is resumed at the very end of an epoch comes here a second time, and one that stops in an epoch too.
         if not self._ends_cycle(epochs) or epochs <= self._epochs or not trainer.is_last_batch:
             return
-        if self.average is None:
-            self.average = _teacher(pl_module)
-        if self.average_weights:
-            average_parameters(self.average, pl_module.network, 1 / (self.count + 1))
-        else:
-            self.average.load_state_dict(pl_module.network.state_dict())
-        self.count, self._epochs = self.count + 1, epochs
+        self._epochs = epochs
+        self.average = self._average_with(pl_module)
+        self.count += 1
         if self.estimate_batch_norm:
             devices = [pl_module.device] if pl_module.device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices), trainer.precision_plugin.forward_context():
@@ -232,6 +228,18 @@ class SelfCorrection(Callback):
                 self._use_soft_labels(trainer)
         finally:
             pl_module.network = student
+
+    def _average_with(self, recipe: SegmentationRecipe) -> nn.Module:
+        """The average, with the network of this moment in it; the same in every process."""
+        average = _teacher(recipe) if self.average is None else self.average
+        if self.average_weights:
+            average_parameters(average, recipe.network, 1 / (self.count + 1))
+        else:
+            average.load_state_dict(recipe.network.state_dict())
+        if _several_processes():  # their batch norms saw different images, and a checkpoint holds those of the first
+            for buffer in average.buffers():
+                dist.broadcast(buffer, 0)
+        return average
 
     def _ends_cycle(self, epochs: int) -> bool:
         before, after = (cycles_after(n, start=self.start, cycle=self.cycle) for n in (epochs - 1, epochs))
@@ -391,7 +399,7 @@ def estimate_batch_norm(network: nn.Module, batches: Any) -> None:
             for norm in norms:
                 norm.momentum = len(images) / seen
             network(images.contiguous(memory_format=torch.channels_last))
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if _several_processes():
             for norm in norms:
                 for statistic in (norm.running_mean, norm.running_var):
                     assert statistic is not None
@@ -400,6 +408,10 @@ def estimate_batch_norm(network: nn.Module, batches: Any) -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.train(was_training)
+
+
+def _several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _images(trainer: lightning.Trainer, device: torch.device) -> Iterator[Tensor]:
