@@ -372,6 +372,22 @@ def test_the_average_predicts_labels_by_the_corner_rule_of_the_recipe(
     torch.testing.assert_close(refined.labels, (predicted + given) / 2)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("limit", "batches"), [(1.0, 2), (1, 1)])
+def test_batch_norms_are_estimated_on_the_batches_of_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: Any, batches: int
+) -> None:
+    def count(network: nn.Module, images: Any) -> None:
+        seen.append(len(list(images)))
+
+    seen: list[int] = []
+    monkeypatch.setattr("gingham.methods.schp.self_correction.estimate_batch_norm", count)
+    correction = SelfCorrection(start=1, cycle=1, warmup=0, write_labels=False)
+    options = {"max_epochs": 2, "limit_val_batches": 0, "limit_train_batches": limit}
+    trainer(tmp_path, callbacks=[correction], **options).fit(schp(), dolls())
+    assert seen == [batches] * 2
+
+
 class Counts(lightning.Callback):
     """How many networks the average holds after each epoch."""
 

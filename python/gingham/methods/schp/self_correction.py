@@ -417,9 +417,11 @@ def _several_processes() -> bool:
 def _images(trainer: lightning.Trainer, device: torch.device) -> Iterator[Tensor]:
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     loader: Any = trainer.train_dataloader
+    batches = trainer.num_training_batches  # of an epoch, which may be limited
     if getattr(data, "selection", None) is not None:  # drop-and-pick leaves images out of that
         dataset = data.dataset("train")
         options = (len(dataset), data.batch_size, data.seed, *data.process())
         loader = data.training_loader(dataset, batches=EpochBatches(*options, drop_last=data.drop_last))
-    for batch in loader:
+        batches = len(loader)
+    for batch in islice(loader, None if math.isinf(batches) else int(batches)):
         yield trainer.precision_plugin.convert_input(batch["image"].to(device))
