@@ -361,11 +361,18 @@ def test_the_average_predicts_labels_by_the_corner_rule_of_the_recipe(
     network = {"backbone": "small", "num_classes": 8, "decoder_channels": 8}
     recipe = SPGNetRecipe(network | {"backbone_options": {"widths": [8, 8, 8, 8]}})
     correction = SelfCorrection(start=1, cycle=1, warmup=0, write_labels=False)
-    trainer(tmp_path, callbacks=[correction], max_epochs=1, limit_val_batches=0).fit(recipe, dolls(crop=crop))
-    assert correction.average is not None and recipe.refine is not None
     batch: Any = {"image": torch.randn(2, 3, *crop), "label": torch.randint(8, (2, *crop))}
-    refined = recipe.refine(batch)
-    assert refined is not None and refined.alpha == 0.5
+    found: list[Any] = []
+
+    class Refine(lightning.Callback):
+        def on_train_end(self, *_: Any) -> None:
+            assert recipe.refine is not None
+            found.append(recipe.refine(batch))
+
+    callbacks = [correction, Refine()]
+    trainer(tmp_path, callbacks=callbacks, max_epochs=1, limit_val_batches=0).fit(recipe, dolls(crop=crop))
+    (refined,) = found
+    assert correction.average is not None and refined.alpha == 0.5
     logits = correction.average(batch["image"]).logits
     predicted = nn.functional.interpolate(logits, crop, mode="bilinear", align_corners=aligned).softmax(1)
     given = nn.functional.one_hot(batch["label"], 8).movedim(-1, 1)
@@ -386,6 +393,18 @@ def test_batch_norms_are_estimated_on_the_batches_of_an_epoch(
     options = {"max_epochs": 2, "limit_val_batches": 0, "limit_train_batches": limit}
     trainer(tmp_path, callbacks=[correction], **options).fit(schp(), dolls())
     assert seen == [batches] * 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_second_training_with_the_same_parts_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Watch(monkeypatch)
+    correction, recipe, data = SelfCorrection(start=1, cycle=1, warmup=0, refinement="offline"), schp(), dolls()
+    for number in range(2):
+        correction.labels_dir = str(tmp_path / f"labels_{number}")
+        trainer(tmp_path, callbacks=[correction], max_epochs=2, limit_val_batches=0).fit(recipe, data)
+        assert correction.count == 2 and recipe.refine is None
+        assert "soft" not in data.dataset("train")[0]
+    assert watch.alphas == [None, None, 1 / 2, 1 / 2] * 2
 
 
 class Counts(lightning.Callback):

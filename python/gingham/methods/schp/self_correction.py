@@ -133,6 +133,12 @@ class SelfCorrection(Callback):
         self.count, self._loaded = state_dict["count"], state_dict["average"]
         self._epochs = state_dict.get("epochs", 0)
 
+    # ------------------------------------------------------------------------------------------ begin and end
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if stage == "fit":  # what a training before left in this object; a checkpoint is loaded after
+            self.count, self._epochs, self.average, self._loaded = 0, 0, None, None
+
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not isinstance(pl_module, SegmentationRecipe):
             raise DataError(f"self-correction works with segmentation recipes, got {type(pl_module).__name__}")
@@ -151,6 +157,23 @@ class SelfCorrection(Callback):
         if self.offline and self.count:
             self._use_soft_labels(trainer)
         self._official = getattr(pl_module, "semantics", "corrected") == "official"
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._leave(trainer, pl_module)
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        self._leave(trainer, pl_module)
+
+    def _leave(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Another training with the same parts and without this callback is an ordinary one."""
+        if isinstance(pl_module, SegmentationRecipe):
+            pl_module.refine = None
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if self.offline and isinstance(data, SegmentationData):
+            data.dataset("train").soft_labels = None
 
     # ------------------------------------------------------------------------------------------ training
 
@@ -206,7 +229,7 @@ class SelfCorrection(Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, SegmentationRecipe)
         epochs = trainer.current_epoch + 1
-        # A run that is resumed at the very end of an epoch comes here a second time, and one that stops in an epoch too.
+        # A run that is resumed at the end of an epoch comes here a second time, and so does one that stops in an epoch.
         if not self._ends_cycle(epochs) or epochs <= self._epochs or not trainer.is_last_batch:
             return
         self._epochs = epochs
