@@ -4,6 +4,7 @@ import csv
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from gingham.cli import main
+from gingham.cli.records import LastCheckpoint
 from gingham.data.person_warp import PersonAugmentation
 from gingham.data.segmentation import read_soft_label
 from gingham.data.transforms import EvaluationTransform, RandomScaleCropFlip
@@ -254,7 +256,7 @@ def test_the_average_is_evaluated_like_any_checkpoint(finished: Path, tmp_path: 
 
 
 def test_refined_labels_are_label_images_of_every_picture(finished: Path) -> None:
-    folders = sorted((finished / "run").rglob("refined_labels/*"))
+    folders = sorted((finished / "run").rglob("refined_labels/cycle_*"))
     assert [folder.name for folder in folders] == ["cycle_1", "cycle_2", "cycle_3"]
     dolls = Dolls("train", 12, noise=True)
     for folder in folders:
@@ -276,6 +278,7 @@ def test_labels_on_disk_are_refined_beside_them_and_stay(tmp_path: Path) -> None
     refined = tmp_path / "LIP-refined" / "cycle_1"
     assert len(list(refined.iterdir())) == 12
     assert main([*words(tmp_path, file, *data), f"--run_dir={tmp_path / 'other'}"]) == 2  # they are another run's
+    assert main(words(tmp_path, file, *data, "--trainer.max_epochs=2", "--overwrite")) == 0
 
 
 class Watch:
@@ -405,6 +408,90 @@ def test_a_second_training_with_the_same_parts_begins_anew(tmp_path: Path, monke
         assert correction.count == 2 and recipe.refine is None
         assert "soft" not in data.dataset("train")[0]
     assert watch.alphas == [None, None, 1 / 2, 1 / 2] * 2
+
+
+class Then(lightning.Callback):
+    """Does something when a training begins, or after its first epoch."""
+
+    def __init__(self, act: Callable[[], None], *, at_the_end: bool = False) -> None:
+        self.act, self.at_the_end = act, at_the_end
+
+    def on_train_start(self, *_: Any) -> None:
+        if not self.at_the_end:
+            self.act()
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        if self.at_the_end:
+            self.act()
+
+
+def offline(folder: Path, labels: Path, epochs: int = 2, then: Any = (), checkpoint: Path | None = None) -> None:
+    """A training in a folder, refined offline after every epoch."""
+    correction = SelfCorrection(start=1, cycle=1, warmup=0, refinement="offline", labels_dir=str(labels))
+    saves = LastCheckpoint(folder / "checkpoints", 1)
+    saves.dirpath = folder / "checkpoints"  # type: ignore[attr-defined]
+    options = {"max_epochs": epochs, "limit_val_batches": 0, "enable_checkpointing": True}
+    run = trainer(folder, callbacks=[correction, *then, saves], **options)
+    run.fit(schp(), dolls(), ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_labels_of_one_training_at_a_time_are_in_a_folder(tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+
+    def another() -> None:
+        with pytest.raises(DataError, match=f"{labels}: holds refined labels of another run"):
+            offline(tmp_path / "second", labels)
+
+    offline(tmp_path / "first", labels, epochs=1, then=[Then(another)])  # before there is a label
+    another()
+    offline(tmp_path / "first", labels, checkpoint=tmp_path / "first" / "checkpoints" / "last.ckpt")
+    assert len(list((labels / "cycle_2").glob("*.npz"))) == 8
+    taken = Then((labels / "run.json").unlink, at_the_end=True)
+    checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    with pytest.raises(DataError, match=f"{labels}: was deleted or taken by another run"):
+        offline(tmp_path / "first", labels, epochs=4, then=[taken], checkpoint=checkpoint)
+    assert not (labels / "cycle_4").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_training_without_a_cycle_leaves_the_folder_to_others(tmp_path: Path) -> None:
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        correction = SelfCorrection(start=2, cycle=1, warmup=0, labels_dir=str(tmp_path / "labels"))
+        trainer(folder, callbacks=[correction], max_epochs=1, limit_val_batches=0).fit(schp(), dolls())
+    assert not list((tmp_path / "labels").iterdir())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_training_that_goes_on_elsewhere_finds_its_labels_or_says_so(tmp_path: Path) -> None:
+    first, checkpoint = tmp_path / "first", tmp_path / "first" / "checkpoints" / "last.ckpt"
+    offline(first, first / "labels")
+    (tmp_path / "third").mkdir()
+    copy = shutil.copy(checkpoint, tmp_path / "third")
+    offline(tmp_path / "second", tmp_path / "second" / "labels", 3, checkpoint=checkpoint)
+    offline(first, first / "labels", 3, checkpoint=checkpoint)
+    for name in ("cycle_3", "run.json"):
+        assert (tmp_path / "second" / "labels" / name).exists()
+    for label in (first / "labels" / "cycle_3").iterdir():
+        assert (tmp_path / "second" / "labels" / "cycle_3" / label.name).read_bytes() == label.read_bytes()
+    first.rename(tmp_path / "moved")
+    offline(tmp_path / "moved", tmp_path / "moved" / "labels", 3, checkpoint=copy)
+    with pytest.raises(DataError, match="no refined labels of cycle 2, with which this training goes on"):
+        offline(tmp_path / "fourth", tmp_path / "fourth" / "labels", 3, checkpoint=copy)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_labels_of_a_run_that_is_overwritten_are_replaced(tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    offline(tmp_path / "run", labels, epochs=3)
+    before = (labels / "run.json").read_text()
+    with pytest.raises(DataError, match="another run"):
+        offline(tmp_path / "run", labels)  # which can still be continued
+    for checkpoint in (tmp_path / "run" / "checkpoints").glob("*.ckpt"):
+        checkpoint.unlink()
+    offline(tmp_path / "run", labels, epochs=2)
+    assert (labels / "run.json").read_text() != before
+    assert sorted(path.name for path in labels.iterdir()) == ["cycle_1", "cycle_2", "run.json"]
 
 
 class Counts(lightning.Callback):
@@ -664,7 +751,6 @@ def test_options_outside_their_range_are_named(options: dict[str, Any]) -> None:
 
 def fit_and_die(arguments: list[str], fatal: int, counted: str | None) -> None:
     """Train; die by SIGKILL at event number `fatal`: before or after a step, an average, a label file, a checkpoint."""
-    from gingham.cli.records import LastCheckpoint
     from gingham.methods.schp import self_correction
     from gingham.methods.segmentation_recipe import SegmentationRecipe
 

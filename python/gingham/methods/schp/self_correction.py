@@ -13,14 +13,14 @@ for each epoch:
 from __future__ import annotations
 
 import copy
-import errno
 import math
 import os
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import lightning
 import torch
@@ -33,10 +33,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from gingham.data.segmentation import SegmentationDataset, read_soft_label, write_label, write_soft_label
 from gingham.errors import DataError
 from gingham.methods.resumable_data import EpochBatches
+from gingham.methods.schp.labels_folder import Owner, claim, labels_to_go_on_with, leave, require_owner
 from gingham.methods.schp.objective import refined_labels
 from gingham.methods.schp.schedule import cycles_after, cyclical_rate
 from gingham.methods.segmentation_data import SegmentationData
 from gingham.methods.segmentation_recipe import Refinement, SegmentationRecipe
+
+T = TypeVar("T")
 
 
 class SelfCorrection(Callback):
@@ -69,7 +72,7 @@ class SelfCorrection(Callback):
         labels_dir: where the refined labels of each cycle are written, as label images of the data set's own values, so
             that people can look at them; by default beside the data set, in a folder of its name and "-refined", or for
             the embedded world in the folder of the run. The given labels are never touched. It must not hold labels of
-            another run.
+            another run: a file in it, ``run.json``, says whose they are. Those of an overwritten run are deleted.
         write_labels: False writes no files.
 
     Raises:
@@ -119,25 +122,35 @@ class SelfCorrection(Callback):
         self.count = 0  # snapshots in the average
         self.average: nn.Module | None = None
         self._epochs = 0  # that were over when the last snapshot was taken
-        self._loaded: dict[str, Tensor] | None = (
-            None  # the average of a checkpoint, until there is a network to hold it
-        )
+        self._run: str | None = None  # name of the training to whom refined labels belong
+        self._soft_labels: str | None = None  # folder of the last cycle's
+        self._loaded: dict[str, Tensor] | None = None  # the average of a checkpoint, until a network can hold it
+        self._folder, self._owner = Path(), Owner("", None)  # of refined labels, in this part of the training
+        self._refined: SegmentationDataset | None = None  # which brings soft labels along
 
     # ------------------------------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
         average = None if self.average is None else self.average.state_dict()
-        return {"count": self.count, "epochs": self._epochs, "average": average}
+        return {
+            "count": self.count,
+            "epochs": self._epochs,
+            "average": average,
+            "run": self._run,
+            "soft_labels": self._soft_labels,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.count, self._loaded = state_dict["count"], state_dict["average"]
-        self._epochs = state_dict.get("epochs", 0)
+        self._epochs, self._run = state_dict.get("epochs", 0), state_dict.get("run")
+        self._soft_labels = state_dict.get("soft_labels")
 
     # ------------------------------------------------------------------------------------------ begin and end
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         if stage == "fit":  # what a training before left in this object; a checkpoint is loaded after
             self.count, self._epochs, self.average, self._loaded = 0, 0, None, None
+            self._run, self._soft_labels, self._refined = None, None, None
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not isinstance(pl_module, SegmentationRecipe):
@@ -154,8 +167,6 @@ class SelfCorrection(Callback):
         if self.write_labels:
             self._prepare_labels_folder(trainer)
         pl_module.refine = partial(self._refine, pl_module)
-        if self.offline and self.count:
-            self._use_soft_labels(trainer)
         self._official = getattr(pl_module, "semantics", "corrected") == "official"
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
@@ -171,9 +182,10 @@ class SelfCorrection(Callback):
         """Another training with the same parts and without this callback is an ordinary one."""
         if isinstance(pl_module, SegmentationRecipe):
             pl_module.refine = None
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if self.offline and isinstance(data, SegmentationData):
-            data.dataset("train").soft_labels = None
+        if self._refined is not None:
+            self._refined.soft_labels, self._refined = None, None
+        if self.write_labels and trainer.is_global_zero:
+            leave(self._folder, self._owner)
 
     # ------------------------------------------------------------------------------------------ training
 
@@ -248,7 +260,8 @@ class SelfCorrection(Callback):
             if self.write_labels:
                 self._write_labels(trainer, pl_module)
             if self.offline:
-                self._use_soft_labels(trainer)
+                trainer.strategy.barrier()  # until every process has written its share
+                self._use_soft_labels(trainer, self._folder / f"cycle_{self.count}")
         finally:
             pl_module.network = student
 
@@ -319,30 +332,26 @@ class SelfCorrection(Callback):
                 "refined labels can be written for the pictures of a SegmentationData only, got "
                 f"{type(data).__name__}; set write_labels to false"
             )
-        folder = self._labels_folder(trainer)
-        if trainer.ckpt_path is None and folder.is_dir() and any(folder.iterdir()):
-            raise DataError(
-                f"{folder}: holds refined labels of another run; delete them, or name another folder as labels_dir"
-            )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not os.access(folder, os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        except OSError as error:
-            raise DataError(
-                f"{folder}: no labels can be written there ({error.strerror}); name another folder as labels_dir"
-            ) from error
+        self._folder = self._labels_folder(trainer).resolve()
+        checkpoints = getattr(trainer.checkpoint_callback, "dirpath", None)
+        self._run = trainer.strategy.broadcast(self._run or uuid.uuid4().hex)
+        self._owner = Owner(self._run, None if checkpoints is None else str(Path(checkpoints).resolve()))
+        _in_first(trainer, lambda: claim(self._folder, self._owner))
+        if self.offline and self.count:
+            find = partial(labels_to_go_on_with, self.count, self._run, known=self._soft_labels, folder=self._folder)
+            self._use_soft_labels(trainer, _in_first(trainer, find))
 
-    def _use_soft_labels(self, trainer: lightning.Trainer) -> None:
-        trainer.strategy.barrier()  # until every process has written its share
+    def _use_soft_labels(self, trainer: lightning.Trainer, folder: Path) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        data.dataset("train").soft_labels = self._labels_folder(trainer) / f"cycle_{self.count}"
+        self._refined = data.dataset("train")
+        self._refined.soft_labels, self._soft_labels = folder, str(folder)
 
     def _write_labels(self, trainer: lightning.Trainer, pl_module: SegmentationRecipe) -> None:
         """The likeliest refined label of every training picture, at its own size, as a label image."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         dataset: SegmentationDataset = data.dataset("train")
-        folder = self._labels_folder(trainer) / f"cycle_{self.count}"
+        folder = self._folder / f"cycle_{self.count}"
+        _in_first(trainer, lambda: require_owner(self._folder, self._owner))
         alpha = 1 / (self.count + 1)
         was_training = pl_module.training
         pl_module.eval()
@@ -354,14 +363,30 @@ class SelfCorrection(Callback):
                 logits = pl_module(trainer.precision_plugin.convert_input(item["image"][None].to(pl_module.device)))
                 soft = refined_labels(logits, label, alpha, blend=self._blend)[0].cpu()
                 if self.offline:
-                    if self.count > 1:
-                        before = folder.with_name(f"cycle_{self.count - 1}") / f"{item['name']}.npz"
+                    if dataset.soft_labels is not None:
+                        before = dataset.soft_labels / f"{item['name']}.npz"
                         kept = read_soft_label(before, dataset.num_classes, item["label"]).float() / 255
                         soft = (1 - alpha) * kept + alpha * logits[0].softmax(0).cpu()
                     write_soft_label(folder / f"{item['name']}.npz", soft)
                 refined = soft.argmax(0).masked_fill(item["label"] == dataset.ignore_index, dataset.ignore_index)
                 write_label(folder / f"{item['name']}.png", refined, dataset.labels)
         pl_module.train(was_training)
+
+
+def _in_first(trainer: lightning.Trainer, act: Callable[[], T]) -> T:
+    """What the first process finds; a DataError of it is raised in all."""
+    result: Any = None
+    problem: DataError | None = None
+    if trainer.is_global_zero:
+        try:
+            result = act()
+        except DataError as error:
+            problem = error
+    found: T
+    found, problem = trainer.strategy.broadcast((result, problem))
+    if problem is not None:
+        raise problem
+    return found
 
 
 def _teacher(recipe: SegmentationRecipe) -> nn.Module:
