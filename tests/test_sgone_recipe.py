@@ -334,6 +334,16 @@ def test_protocols_decide_size_and_runs(voc: Path) -> None:
     assert made.protocol_of("val").seeds == range(1234, 1235)
 
 
+@pytest.mark.parametrize(
+    ("shots", "few"), [(1, "boat has 0, bottle has 0"), (2, "bird has 2, boat has 0, bottle has 0")]
+)
+def test_novel_classes_with_too_few_images_are_named(voc: Path, shots: int, few: str) -> None:
+    protocol = Protocol("hsnet", shots=shots, episodes=4)
+    made = EpisodeData(root=str(voc), fold=0, protocol=protocol)
+    with pytest.warns(UserWarning, match=f"needs {shots + 1} images of its class, and {few}"):
+        made.dataset("test")
+
+
 def test_episodes_of_a_file_and_items_of_a_list_are_evaluated(voc: Path, tmp_path: Path) -> None:
     drawn = EpisodeData(root=str(voc), fold=0, protocol=Protocol("hsnet", shots=2, episodes=4, size="original"))
     from gingham.data.episodes import write_episodes

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from gingham.data.episodes import (
@@ -19,6 +20,7 @@ from gingham.data.episodes import (
     RandomEpisodes,
     collate_episodes,
     find_items,
+    images_by_class,
     pascal_fold,
     read_episodes,
     read_items,
@@ -297,9 +299,18 @@ class EpisodeData(ResumableData):
         else:
             found = self._find(split, small_objects=protocol.keeps_small_objects)
         try:
-            return protocol.draw(found)
+            draws = protocol.draw(found)
         except DataError as error:
             raise DataError(f"the {split} split of {self.name}: {error}") from error
+        images = images_by_class(found)
+        counts = {self.labels.names[index]: len(images.get(index, ())) for index in self.classes_of(split)}
+        few = [f"{name} has {count}" for name, count in counts.items() if count <= protocol.shots]
+        if few:
+            rank_zero_warn(
+                f"the {split} split of {self.name}: an episode needs {protocol.shots + 1} images of its class, and "
+                f"{', '.join(few)}: what has no episodes scores 0, and counts in the mean"
+            )
+        return draws
 
     def _read_draws(self) -> list[Draw]:
         assert self.episode_file is not None
