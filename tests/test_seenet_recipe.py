@@ -23,6 +23,7 @@ from gingham.data.image_tags import read_tags
 from gingham.data.transforms import EvaluationTransform
 from gingham.data.wardrobe import TAG_SCENE_LABELS, write_voc_tags
 from gingham.errors import DataError
+from gingham.methods.seenet.attention import Attention
 from gingham.methods.seenet.objective import branch_losses
 from gingham.methods.seenet.recipe import SeeNetRecipe
 from gingham.methods.seenet.seeds import confident_labels
@@ -173,6 +174,16 @@ def test_one_class_is_enough(tmp_path: Path) -> None:
     run = trainer(tmp_path, max_epochs=1)
     run.fit(made, DataLoader(items, 4), DataLoader(items, 4))
     assert 0 < run.callback_metrics["val_tag_precision"] <= 1 and made.scores["val"].iou.shape == (2,)
+
+
+def test_tags_are_ranked_alike_in_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = recipe({"num_classes": 1})
+    for logit, tag in ((0.9, 0), (2.0, 1)):  # within 0 to 1, as if it were a probability, and not
+        seen = Attention(torch.rand(1, 1, 2, 3), torch.tensor([[logit]]))
+        monkeypatch.setattr(made, "attend", lambda *_, seen=seen: seen)
+        label = torch.zeros(1, 2, 3, dtype=torch.int64)
+        made.evaluate({"image": torch.zeros(1, 3, 2, 3), "label": label, "tags": torch.tensor([[tag]])}, "val")
+    assert made.tag_meters["val"].compute() == 1  # type: ignore[operator]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -187,7 +187,8 @@ class SeeNetRecipe(NetworkRecipe):
         tags = _tags(batch)
         attention = self.attend(batch["image"], tags)
         self.meters[split].update(attention.maps, batch["label"])  # type: ignore[operator]
-        self.tag_meters[split].update(attention.logits, tags)  # type: ignore[operator]
+        # Of logits, torchmetrics makes probabilities only where some in the batch are outside 0 to 1.
+        self.tag_meters[split].update(attention.logits.sigmoid(), tags)  # type: ignore[operator]
 
     def report(self, split: str) -> None:
         """Log the scores of a split, and begin to count anew."""
