@@ -243,6 +243,8 @@ def test_right_predictions_score_full_marks_for_the_classes_that_occur(tmp_path:
         {"reduction": "mean"},
         {"warp_size": 1},
         {"protocol": "nearest"},
+        {"protocol": "logits", "warp_size": None},
+        {"black": (0.0, 0.0, 0.0), "warp_size": None},
         {"scales": ()},
         {"mirror_pairs": ((1, 4),)},
         {"optimizer": "sgdx"},

@@ -746,6 +746,21 @@ def test_options_outside_their_range_are_named(options: dict[str, Any]) -> None:
         SelfCorrection(**options)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lowest": 0.1, "schedule": False},
+        {"peak": 1.0, "schedule": False},
+        {"labels_dir": "labels", "write_labels": False},
+        {"labels_dir": "labels", "refine_labels": False},
+    ],
+    ids=str,
+)
+def test_options_that_would_do_nothing_are_named(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(options))} is an option of .*; leave it out"):
+        SelfCorrection(**options)
+
+
 # --- killed -----------------------------------------------------------------------------------------------------------
 
 

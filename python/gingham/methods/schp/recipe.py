@@ -55,7 +55,7 @@ class SCHPRecipe(SegmentationRecipe):
         options: of `gingham.methods.segmentation_recipe.SegmentationRecipe`.
 
     Raises:
-        ValueError: an argument outside its range.
+        ValueError: an argument outside its range, or one that would do nothing without a `warp_size`.
         BackboneError: a backbone that does not exist or does not have an option.
 
     Source: the official code.
@@ -94,6 +94,9 @@ class SCHPRecipe(SegmentationRecipe):
             raise ValueError(f"warp_size must be 2 pixels or more, got {warp_size}")
         if protocol not in ("labels", "logits"):
             raise ValueError(f"protocol must be 'labels' or 'logits', got {protocol!r}")
+        for option, given in (("protocol", protocol != "labels"), ("black", tuple(black) != IMAGENET_BLACK)):
+            if given and warp_size is None:
+                raise ValueError(f"{option} is an option of evaluation with a warp_size; leave it out")
         super().__init__(ACE2P, network, **options)
         if warp_size is not None:  # the official sizes are rounded down: 473 * 0.75 is 354
             self.scales = tuple(max(1, math.floor(warp_size * scale)) / warp_size for scale in self.scales)

@@ -76,7 +76,7 @@ class SelfCorrection(Callback):
         write_labels: False writes no files.
 
     Raises:
-        ValueError: an argument outside its range.
+        ValueError: an argument outside its range, or one that would do nothing with the others.
 
     Source: the paper and its official code: `start` 100 and `cycle` 10 of 150 epochs, `warmup` 10, `lowest` 1 %, `peak`
     one half. The official code refines online; the paper, by its author's word, offline, with a formula that is not
@@ -115,6 +115,13 @@ class SelfCorrection(Callback):
             raise ValueError("refinement must be 'online' where refine_labels is false, got 'offline'")
         if refinement == "offline" and not write_labels:
             raise ValueError("write_labels must be true: offline refinement keeps its labels in files")
+        for option, does_nothing, owner in (
+            ("lowest", not schedule and lowest != 0.01, "the schedule"),
+            ("peak", not schedule and peak != 0.5, "the schedule"),
+            ("labels_dir", labels_dir is not None and not (write_labels and refine_labels), "labels that are written"),
+        ):
+            if does_nothing:
+                raise ValueError(f"{option} is an option of {owner}; leave it out")
         self.schedule, self.average_weights, self.refine_labels = schedule, average_weights, refine_labels
         self.offline = refinement == "offline"
         self.estimate_batch_norm = estimate_batch_norm
