@@ -42,6 +42,7 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 # ------------------------------------------------------------------------------------------------ the definition
 
 Maps = dict[str, np.ndarray]  # of shape [B, C, T, H, W]
+Axes = tuple[int, ...] | dict[str, tuple[int, ...]]  # as they lie in memory; of all maps, or of each
 
 
 def definition(maps: Maps, scale: float) -> tuple[Maps, Maps]:
@@ -91,10 +92,11 @@ def run(
     maps: Maps,
     dtype: str,
     scale: float,
-    axes: tuple[int, ...],
+    axes: Axes,
     *,
     tf32: bool = False,
     extra: int = 0,
+    expanded: tuple[str, ...] = (),
     seed: int = 0,
 ) -> Maps:
     batch, key_channels, *size = maps["query"].shape
@@ -113,8 +115,12 @@ def run(
             ("grad_key", "query"),
             ("grad_value", "value"),
         ):
-            held[name] = arena.array(maps[like].shape, DTYPES[dtype], axes, extra)
-            if name in maps:
+            memory_axes = axes[name] if isinstance(axes, dict) else axes
+            held[name] = arena.array(maps[like].shape, DTYPES[dtype], memory_axes, extra)
+            if name in expanded:  # of one channel; the others' memory is not theirs
+                held[name][:, :1] = maps[name][:, :1]
+                held[name] = np.broadcast_to(held[name][:, :1], held[name].shape)
+            elif name in maps:
                 held[name][...] = maps[name]
         lse = arena.array((batch, 1, *size), np.float64, CHANNELS_FIRST)
         views = [
@@ -162,14 +168,15 @@ def check(
     library: ctypes.CDLL,
     maps: Maps,
     dtype: str,
-    axes: tuple[int, ...],
+    axes: Axes,
     *,
     scale: float = 0.6,
     tf32: bool = False,
     extra: int = 0,
+    expanded: tuple[str, ...] = (),
     seed: int = 0,
 ) -> Maps:
-    got = run(library, maps, dtype, scale, axes, tf32=tf32, extra=extra, seed=seed)
+    got = run(library, maps, dtype, scale, axes, tf32=tf32, extra=extra, expanded=expanded, seed=seed)
     expected, sizes = definition(maps, scale)
     largest_query = np.abs(maps["query"].astype(np.float64)).max()
     logits = 1 + np.abs(expected["lse"]).max() + abs(scale) * largest_query**2 * maps["query"].shape[1]
@@ -258,6 +265,31 @@ def test_the_block_with_most_shared_memory(emulation: ctypes.CDLL) -> None:
 @EVERY_DTYPE
 def test_maps_that_are_slices(emulation: ctypes.CDLL, dtype: str, axes: tuple[int, ...], extra: int) -> None:
     check(emulation, random_maps(dtype, 2, 8, 16, (5, 6)), dtype, axes, extra=extra)
+
+
+MAPS = ("query", "key", "value", "output", "grad", "grad_query", "grad_key", "grad_value")
+CHANNELS_OUTERMOST = (1, 2, 3, 4, 0)  # neighbours of a channel are images, so that channels are apart in 1 x 1 maps too
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("size", [(7, 1), (1, 7), (1, 1), (3, 4, 1), (3, 1, 4), (3, 1, 1)], ids=str)
+def test_each_map_may_have_a_layout_of_its_own(emulation: ctypes.CDLL, size: tuple[int, ...], dtype: str) -> None:
+    # With adjacent channels and a single column, a map passes for either layout: the other maps must be asked too.
+    maps = random_maps(dtype, 2, 8, 16, size)
+    for odd in MAPS:
+        for layout in (CHANNELS_FIRST, CHANNELS_OUTERMOST):
+            check(emulation, maps, dtype, dict.fromkeys(MAPS, CHANNELS_LAST) | {odd: layout})
+    check(emulation, maps, dtype, dict.fromkeys(MAPS, CHANNELS_FIRST) | {"value": CHANNELS_LAST})
+
+
+@pytest.mark.parametrize("name", ["query", "key"])
+@pytest.mark.parametrize("size", [(7, 1), (1, 1), (3, 4, 1)], ids=str)
+def test_maps_may_be_expanded_beside_values_with_adjacent_channels(
+    emulation: ctypes.CDLL, size: tuple[int, ...], name: str
+) -> None:
+    maps = random_maps("float32", 2, 8, 16, size)
+    maps[name][...] = maps[name][:, :1]
+    check(emulation, maps, "float32", CHANNELS_LAST, expanded=(name,))
 
 
 @LAYOUTS

@@ -25,6 +25,7 @@
 // the least; the rest is the price of gathers.
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 #include <type_traits>
 
 #include "gingham/criss_cross_attention.h"
@@ -467,15 +468,29 @@ void backward(const CrissCrossBackward& call, void* delta, void* stream) {
 
 // ---------------------------------------------------------------------------------------------- copies
 
+using Maps = std::initializer_list<MapView>;
+
+bool have_adjacent_channels(Maps maps, int64_t channels) {
+  for (const MapView& map : maps) {
+    if (map.channel_stride != 1 && channels > 1) return false;
+  }
+  return true;
+}
+
 // Room in the workspace for maps of some images with adjacent channels, padded so that these can be moved 16 bytes at a
-// time; none where the call's own maps are such.
+// time; none where all of the call's own maps are such. One map does not tell for the others: with a single column,
+// adjacent channels and adjacent columns may both be said of it.
 template <class T>
 class Copies {
  public:
-  Copies(const CrissCrossShape& shape, const MapView& value, int64_t key_maps, int64_t value_maps, Workspace& workspace)
+  Copies(const CrissCrossShape& shape, Maps of_keys, Maps of_values, Workspace& workspace)
       : workspace_(workspace), shape_(shape) {
-    if (value.channel_stride == 1 && (value.column_stride != 1 || shape.columns == 1)) return;
-    const int64_t channels = key_maps * padded(shape.key_channels) + value_maps * padded(shape.value_channels);
+    if (have_adjacent_channels(of_keys, shape.key_channels) &&
+        have_adjacent_channels(of_values, shape.value_channels)) {
+      return;
+    }
+    const int64_t channels = static_cast<int64_t>(of_keys.size()) * padded(shape.key_channels) +
+                             static_cast<int64_t>(of_values.size()) * padded(shape.value_channels);
     const int64_t fit = kCopyBytes / (static_cast<int64_t>(sizeof(T)) * positions_of(shape) * larger(channels, 1));
     shape_.batch = smaller(larger(fit, 1), shape.batch);
     needed_ = true;
@@ -513,7 +528,7 @@ struct ForwardWork {
   MapView query, key, value, output;
 
   ForwardWork(const CrissCrossForward& call, Workspace& workspace)
-      : copies(call.shape, call.value, 2, 2, workspace),
+      : copies(call.shape, {call.query, call.key}, {call.value, call.output}, workspace),
         query(copies.take(call.shape.key_channels)),
         key(copies.take(call.shape.key_channels)),
         value(copies.take(call.shape.value_channels)),
@@ -547,7 +562,8 @@ struct BackwardWork {
 
   BackwardWork(const CrissCrossBackward& call, Workspace& workspace)
       : delta(workspace.take<Sum<T>>(call.shape.batch * positions_of(call.shape))),
-        copies(call.shape, call.value, 4, 4, workspace),
+        copies(call.shape, {call.query, call.key, call.grad_query, call.grad_key},
+               {call.value, call.output, call.grad_output, call.grad_value}, workspace),
         query(copies.take(call.shape.key_channels)),
         key(copies.take(call.shape.key_channels)),
         value(copies.take(call.shape.value_channels)),

@@ -26,8 +26,8 @@ void forward(std::array<int64_t, 6> shape, int dtype, double scale, Map query, M
 }
 
 #if defined(GINGHAM_CUDA)
-size_t cuda_workspace(std::array<int64_t, 6> shape, int dtype, Map value) {  // its layout decides the size
-  return cuda::workspace_size(call_of(shape, dtype, 1.0, {}, {}, value, {}, 0));
+size_t cuda_workspace(std::array<int64_t, 6> shape, int dtype, Map query, Map key, Map value, Map output) {
+  return cuda::workspace_size(call_of(shape, dtype, 1.0, query, key, value, output, 0));
 }
 void cuda_forward(std::array<int64_t, 6> shape, int dtype, double scale, Map query, Map key, Map value, Map output,
                   uintptr_t lse, uintptr_t workspace, uintptr_t stream) {

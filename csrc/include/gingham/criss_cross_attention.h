@@ -20,8 +20,9 @@ struct CrissCrossShape {
 };
 
 // query, key, value, output share one dtype and one layout: either every column_stride is 1 (channels first) or every
-// channel_stride is 1 (channels last); the other strides are free. lse is [batch, frames, rows, columns], contiguous,
-// float64 whatever the dtype: beside a large logit float32 has no room for the logarithm of the sum.
+// channel_stride is 1 (channels last); the other strides are free, and so are those of a single column and, map by map,
+// of a single channel. lse is [batch, frames, rows, columns], contiguous, float64 whatever the dtype: beside a large
+// logit float32 has no room for the logarithm of the sum.
 struct CrissCrossForward {
   CrissCrossShape shape;
   DType dtype = DType::float32;

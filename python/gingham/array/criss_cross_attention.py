@@ -86,7 +86,7 @@ def _run(module: Any, query: Any, key: Any, value: Any, scale: float, out: Any, 
         if module is np:
             native().criss_cross_attention(*arguments, threads)
         else:
-            run_cuda(module, _NAME, (shape, code, views[2]), arguments)
+            run_cuda(module, _NAME, (shape, code, *views), arguments)
     if out is not None and result is not out:
         out[...] = result
     return result if out is None else out
