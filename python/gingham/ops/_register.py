@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from gingham._library import load_torch_operators
 
@@ -130,6 +131,8 @@ class Registered:
 
             @staticmethod
             def backward(ctx: Any, *gradients: Tensor) -> Any:
+                if forward_ad._current_level >= 0:
+                    refuse_tangents(name, gradients)
                 call = public_backward if torch.is_grad_enabled() else raw_backward_op
                 needed = ctx.needs_input_grad
                 given = gradients if len(with_gradient) == returned else [gradients[i] for i in with_gradient]
@@ -182,6 +185,10 @@ class Registered:
                 return tuple(result)
 
             @staticmethod
+            def jvp(ctx: Any, *tangents: Any) -> Any:
+                raise _no_forward_mode(name)
+
+            @staticmethod
             def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
                 return rule_backward(TransformableBackward.apply, info, in_dims, *arguments)
 
@@ -203,6 +210,10 @@ class Registered:
                 return gradients_by(TransformableBackward.apply, ctx, gradients)
 
             @staticmethod
+            def jvp(ctx: Any, *tangents: Any) -> Any:
+                raise _no_forward_mode(name)
+
+            @staticmethod
             def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
                 return rule(Transformable.apply, info, in_dims, *arguments)
 
@@ -219,10 +230,14 @@ class Registered:
 
         def call(*arguments: Any) -> Any:
             if torch.compiler.is_compiling():
+                if forward_ad._current_level >= 0:
+                    refuse_tangents(name, arguments[:tensors])
                 results = public(*arguments)
             elif torch._C._are_functorch_transforms_active():
                 results = transformable(*arguments)
             else:
+                if forward_ad._current_level >= 0:
+                    refuse_tangents(name, arguments[:tensors])
                 if torch.is_grad_enabled():
                     for x in arguments[:tensors]:
                         if x.requires_grad:
@@ -251,6 +266,24 @@ class Registered:
         )
         for key in (torch._C.DispatchKey.AutocastCPU, torch._C.DispatchKey.AutocastCUDA):
             _library.impl(name, _autocast_kernel(self.public, key, tensors, autocast), key.name)
+
+
+def refuse_tangents(operator: str, tensors: Sequence[Tensor]) -> None:
+    """Raises NotImplementedError where a tensor has a tangent: the kernels would drop it, which reads as zero.
+
+    To be called where ``forward_ad._current_level`` says that there may be any.
+    """
+    for x in tensors:
+        if forward_ad.unpack_dual(x).tangent is not None:
+            raise _no_forward_mode(operator)
+
+
+def _no_forward_mode(operator: str) -> NotImplementedError:
+    name = operator.removesuffix("_with_places")
+    return NotImplementedError(
+        f"{name}: forward-mode differentiation (torch.func.jvp, torch.autograd.forward_ad) is not supported; "
+        f"use reverse mode (torch.func.vjp, torch.autograd.grad), or gingham.reference.{name}, which has both"
+    )
 
 
 def _autocast_kernel(

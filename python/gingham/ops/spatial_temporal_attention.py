@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from gingham import reference
 from gingham.ops._register import (
@@ -106,6 +107,7 @@ def spatial_temporal_attention(
             return_map
             or torch._C._are_functorch_transforms_active()
             or (torch.is_grad_enabled() and features.requires_grad)
+            or forward_ad._current_level >= 0
         ):
             results = _unrecorded(features, parts, _ENERGIES[energy], eps)
             return results
