@@ -100,7 +100,7 @@ def spatial_temporal_attention_from_sums(
         tensor([[1., 1., 1., 1., 1., 1.]])
     """
     scores, frames = _compare(energies, eps)
-    best = sums.take_along_dim(frames[:, None, :, None], dim=1).sum(dim=(1, 2))
+    best = sums.gather(1, frames[:, None, :, None].expand(-1, 1, -1, sums.size(3))).sum(dim=(1, 2))
     every = (scores[..., None] * sums).sum(dim=(1, 2))
     return torch.cat([best, every], dim=1) / positions, scores, frames
 
@@ -120,7 +120,8 @@ def _attend(f: Tensor, rows: list[slice], energy: str, eps: float) -> tuple[Tens
     bands = torch.stack([strength[:, :, band].sum(dim=(2, 3)) for band in rows], dim=2)
     total = bands.sum(dim=2)
     if energy == "agrl":
-        bands = bands / torch.tensor([f.size(4) * (band.stop - band.start) for band in rows], device=f.device)
+        sizes = [f.size(4) * (band.stop - band.start) for band in rows]
+        bands = torch.stack([bands[:, :, k] / size for k, size in enumerate(sizes)], dim=2)
         total = _square_root(squares.sum(dim=(2, 3)))
     return _divide(strength, total[:, :, None, None], eps), _divide(bands, total[:, :, None], eps)
 
