@@ -307,6 +307,22 @@ def test_what_is_not_a_number_under_the_mask_spoils_its_channel() -> None:
     assert masked_average_pool(features, mask).isnan().tolist() == [[i == 2 for i in range(5)], [False] * 5]
 
 
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pool", [masked_average_pool, reference.masked_average_pool])
+def test_a_mask_without_elements_gives_zeros_whatever_the_features_are(
+    pool: Callable[..., Tensor], dtype: torch.dtype, resize: str
+) -> None:
+    features = torch.full((2, 3, 4, 5), math.inf, dtype=dtype)
+    features[1] = torch.finfo(dtype).max  # whose sum has no place in float16
+    mask = torch.ones(2, 1, 0, 3, dtype=dtype).requires_grad_()
+    pooled = pool(features.requires_grad_(), mask, resize=resize)
+    assert torch.equal(pooled, torch.zeros(2, 3, dtype=dtype))
+    gradient, of_mask = torch.autograd.grad(pooled.sum(), (features, mask))
+    assert torch.equal(gradient, torch.zeros_like(features))
+    assert of_mask.shape == mask.shape
+
+
 def test_moving_features_and_mask_together_changes_nothing() -> None:
     features, _, _ = maps((9, 9), (1, 1), dtype=torch.float64)
     mask = torch.zeros(2, 1, 72, 72, dtype=torch.bool)

@@ -344,6 +344,29 @@ def test_detaching_leaves_pooled_its_direct_gradient_and_scores_theirs() -> None
         assert torch.equal(detached, check(features, 3, grads)["gradient"])
 
 
+@pytest.mark.parametrize(
+    "attend", [spatial_temporal_attention_from_sums, reference.spatial_temporal_attention_from_sums]
+)
+@pytest.mark.parametrize(
+    ("energies", "frame"),
+    [
+        ([1.0, math.nan, 2.0, 2.0], 2),
+        ([3.0, math.nan, 2.0, 3.0], 0),
+        ([1.0, 2.0, 1.0, math.nan], 1),
+        ([math.nan, 1.0, 2.0, 3.0], 0),
+        ([math.nan, math.nan, math.nan, math.nan], 0),
+        ([1.0, math.nan, math.inf, math.inf], 2),
+    ],
+)
+def test_what_is_not_a_number_is_chosen_only_where_it_comes_first(
+    attend: Callable[..., Any], energies: list[float], frame: int
+) -> None:
+    sums = torch.arange(4.0).reshape(1, 4, 1, 1)
+    pooled, _, frames = attend(sums, torch.tensor(energies)[None, :, None], 1)
+    assert frames.item() == frame
+    assert pooled[0, 0] == frame
+
+
 def test_what_is_not_a_number_spoils_its_own_clip_only() -> None:
     features = clips(3, 2, 5, 4, 3)
     features[1, 0, 2, 1, 1] = math.nan

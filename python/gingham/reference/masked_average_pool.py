@@ -28,7 +28,8 @@ def masked_average_pool(features: Tensor, mask: Tensor, *, resize: str = "featur
     dtype = features.dtype if features.dtype == torch.float64 else torch.float32
     maps, weights = features.to(dtype), mask.to(dtype)
     if 0 in (*maps.shape, *weights.shape):
-        return features.sum(dim=(2, 3)) * 0 + mask.to(features.dtype).sum() * 0
+        nothing = features.flatten(2)[:, :, :0].sum(dim=2)  # whose gradient is zero, whatever the features are
+        return nothing + mask.flatten()[:0].sum().to(features.dtype)
     if resize == "features":
         maps = F.interpolate(maps, weights.shape[2:], mode="bilinear", align_corners=False)
     else:

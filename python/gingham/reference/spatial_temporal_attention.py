@@ -127,9 +127,13 @@ def _attend(f: Tensor, rows: list[slice], energy: str, eps: float) -> tuple[Tens
 
 
 def _compare(shares: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Scores [B, T, K], of which those of a part sum to 1, and the frame with the largest one, the first of equals."""
+    """Scores [B, T, K], of which those of a part sum to 1, and the frame with the largest one, the first of equals.
+
+    What is not a number is larger than nothing, and nothing is larger than it: it is chosen where it comes first.
+    """
     scores = _divide(shares, shares.sum(dim=1, keepdim=True), eps)
     order = torch.arange(shares.size(1), device=shares.device)[:, None]
+    shares = torch.where(shares.isnan(), torch.where(order == 0, torch.inf, -torch.inf), shares)
     is_best = shares == shares.amax(dim=1, keepdim=True)
     return scores, torch.where(is_best, order, order[-1]).amin(dim=1)
 
