@@ -564,6 +564,32 @@ def test_second_derivatives_pass_where_the_first_is_of_one_argument_alone(which:
         torch.testing.assert_close(got.flatten(0, 1), exact)
 
 
+def test_the_definition_takes_sizes_out_of_range_for_the_nearest_within_as_cuda_does() -> None:
+    query, support, mask = torch.rand(2, 3, 4, 5), torch.rand(2, 3, 3, 4, 5), torch.rand(2, 3, 1, 6, 7)
+    sizes = torch.tensor([[4, 5, 6, 7], [-1, 5, 6, -3], [9, 4, 5, 2**40]]).expand(2, 3, 4)
+    most = torch.tensor([4, 5, 6, 7])
+    got, expected = (
+        reference.masked_similarity(query, support, mask, valid_sizes=x) for x in (sizes, sizes.clamp(min=0).min(most))
+    )
+    assert torch.equal(got, expected)
+    assert torch.allclose(got, masked_similarity(query, support, mask, valid_sizes=sizes.clamp(min=0).min(most)))
+
+
+@pytest.mark.cuda
+def test_gradients_of_gradients_take_sizes_out_of_range_as_those_do() -> None:
+    maps = [torch.rand(shape, device="cuda", dtype=torch.float64) for shape in ((1, 3, 4, 5), (1, 2, 3, 4, 5))]
+    mask = torch.rand(1, 2, 1, 6, 7, device="cuda", dtype=torch.float64)
+    sizes, within = torch.tensor([[[[4, 5, 6, -2], [4, 9, 6, 7]]], [[[4, 5, 6, 0], [4, 5, 6, 7]]]], device="cuda")
+
+    def second(sizes: Tensor) -> Tensor:
+        query, support = (x.clone().requires_grad_() for x in maps)
+        output = masked_similarity(query, support, mask, valid_sizes=sizes)
+        (first,) = torch.autograd.grad(output.square().sum(), query, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), support)[0]
+
+    torch.testing.assert_close(second(sizes), second(within))
+
+
 def test_valid_sizes_changed_before_backward_are_noticed() -> None:
     query, support, mask, grad = maps()
     sizes = torch.tensor([4, 6, 13, 11]).expand(2, 3, 4).contiguous()

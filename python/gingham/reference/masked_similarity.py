@@ -26,7 +26,8 @@ def masked_similarity(
         support: [B, K, C, h', w'] or K maps [B, C, h_k, w_k], the dtype of `query`.
         mask: [B, K, 1, H, W] or K masks [B, 1, H_k, W_k], floating point, bool or uint8.
         resize: what is resized for the averages, see `masked_average_pool`.
-        valid_sizes: [B, K, 4], int64: rows and columns of each support, then of its mask; the rest is padding.
+        valid_sizes: [B, K, 4], int64: rows and columns of each support, then of its mask; the rest is padding. Of sizes
+            that are out of range the nearest one within it counts.
         eps: norms that are not above it have cosine 0 and no gradient.
         torch_compat: such norms count as `eps` instead, as in `torch.nn.functional.cosine_similarity`.
 
@@ -48,7 +49,7 @@ def masked_similarity(
         for index in range(query.size(0)):
             one, of_one = features[index, None], weights[index, None]
             if valid_sizes is not None:
-                rows, columns, mask_rows, mask_columns = valid_sizes[index, shot].tolist()
+                rows, columns, mask_rows, mask_columns = valid_sizes[index, shot].clamp(min=0).tolist()
                 one, of_one = one[:, :, :rows, :columns], of_one[:, :, :mask_rows, :mask_columns]
             samples.append(masked_average_pool(one.to(dtype), of_one, resize=resize))
         pooled.append(torch.cat(samples) if samples else query.new_zeros(query.shape[:2], dtype=dtype))
