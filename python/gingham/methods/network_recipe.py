@@ -194,7 +194,7 @@ class NetworkRecipe(lightning.LightningModule, ABC):
             for name, state in states.items()
         }
         checkpoint["optimizer"] = self.optimizer
-        checkpoint["whole_epochs"] = self.pace is None
+        checkpoint.setdefault("whole_epochs", self.pace is None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         optimizer = checkpoint.get("optimizer", self.optimizer)

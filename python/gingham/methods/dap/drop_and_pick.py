@@ -270,6 +270,7 @@ class DropAndPick(Callback):
         if self.active_set is not None:
             self._gather()
             checkpoint[_STATE] = self.active_set.state_dict()
+            checkpoint["whole_epochs"] = False  # also of a state that is saved after the training
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
