@@ -781,6 +781,7 @@ def test_arrays_are_written_to_out() -> None:
         ({"prototypes": np.ones((1, 3, 5), np.float32)}, ValueError, r"prototypes must be \[2, P, 5\]"),
         ({"out": np.ones((2, 3, 4, 4), np.float32)}, ValueError, r"out must have the shape \(2, 3, 4, 5\)"),
         ({"eps": -1}, ValueError, "eps must be finite and not negative, got -1"),
+        ({"eps": 1e-40, "torch_compat": True}, ValueError, "eps must be at least 1.1754943508222875e-38, .*got 1e-40"),
         ({"eps": "1"}, TypeError, "eps must be a number, got str"),
         ({"torch_compat": 1}, TypeError, "torch_compat must be a bool, got int"),
         ({"threads": 0}, ValueError, "threads must be a positive whole number, got 0"),
@@ -836,6 +837,7 @@ def test_eps_may_be_any_real_number(eps: Any) -> None:
         ({"eps": "1"}, TypeError, "eps must be a number, got str"),
         ({"eps": None}, TypeError, "eps must be a number, got NoneType"),
         ({"eps": -1e-9}, ValueError, "eps must be finite and not negative, got -1e-09"),
+        ({"eps": 1e-40, "torch_compat": True}, ValueError, "eps must be at least 1.1754943508222875e-38, .*got 1e-40"),
         ({"eps": math.nan}, ValueError, "eps must be finite and not negative, got nan"),
         ({"eps": math.inf}, ValueError, "eps must be finite and not negative, got inf"),
         ({"eps": 10**400}, ValueError, "eps must be in the range of float64"),
@@ -854,6 +856,14 @@ def test_wrong_arguments(changes: dict[str, Any], error: type[Exception], messag
         }
     with pytest.raises(error, match=f"cosine_similarity_map: {message}"):
         cosine_similarity_map(**arguments)
+
+
+def test_an_eps_by_which_nothing_is_divided_may_be_as_small_as_one_likes() -> None:
+    features, prototypes, _ = maps(4, 5)
+    expected = cosine_similarity_map(features, prototypes, eps=0.0)
+    assert torch.equal(cosine_similarity_map(features, prototypes, eps=1e-50), expected)
+    wide = features.double() * 0, prototypes.double()
+    assert not cosine_similarity_map(*wide, eps=1e-50, torch_compat=True).any()
 
 
 def test_the_operator_itself_checks_its_arguments() -> None:

@@ -855,6 +855,7 @@ def test_arrays_without_clips_or_channels() -> None:
         (np.ones((2, 3, 5, 4, 2)), {"energy": 1}, TypeError, "energy must be a string, got int"),
         (np.ones((2, 3, 5, 4, 2)), {"eps": math.inf}, ValueError, "eps must be finite and positive, got inf"),
         (np.ones((2, 3, 5, 4, 2)), {"eps": 0.0}, ValueError, "eps must be finite and positive, got 0.0"),
+        (np.ones((2, 3, 5, 4, 2), "f"), {"eps": 1e-50}, ValueError, "eps must be at least 1.17.*e-38, .*got 1e-50"),
         (np.ones((2, 3, 5, 4, 2)), {"threads": 0}, ValueError, "threads must be a positive whole number"),
     ],
 )
@@ -941,6 +942,7 @@ FEATURES = torch.ones(2, 3, 5, 4, 6)
         ({"energy": 0}, TypeError, "energy must be a string, got int"),
         ({"energy": []}, TypeError, "energy must be a string, got list"),
         ({"eps": 0.0}, ValueError, "eps must be finite and positive, got 0.0"),
+        ({"eps": 1e-50}, ValueError, "eps must be at least 1.1754943508222875e-38, .*got 1e-50"),
         ({"eps": math.nan}, ValueError, "eps must be finite and positive, got nan"),
         ({"eps": "1"}, TypeError, "eps must be a number, got str"),
         ({"detach_attention": 1}, TypeError, "detach_attention must be a bool, got int"),
@@ -963,7 +965,23 @@ def test_numbers_of_any_kind_will_do() -> None:
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
+def test_the_smallest_eps_is_that_of_the_sums() -> None:
+    nothing, least = torch.zeros(2, 3, 5, 4, 6), torch.finfo(torch.float32).tiny
+    for features, eps in ((nothing, least), (nothing.half(), least), (nothing.double(), 1e-50)):
+        assert not spatial_temporal_attention(features, 2, eps=eps)[1].any()
+        assert not array.spatial_temporal_attention(features.numpy(), 2, eps=eps)[1].any()
+    for features in (nothing, nothing.half()):
+        with pytest.raises(ValueError, match="smallest normal number of float32"):
+            spatial_temporal_attention(features, 2, eps=least / 2)
+    with pytest.raises(ValueError, match="smallest normal number of float64"):
+        spatial_temporal_attention(nothing.double(), 2, eps=1e-310)
+
+
 def test_wrong_arguments_of_the_two_steps() -> None:
+    with pytest.raises(ValueError, match=r"spatial_temporal_sums: eps must be at least 1.17.*e-38, .*got 1e-50"):
+        spatial_temporal_sums(FEATURES[0], 2, eps=1e-50)
+    with pytest.raises(ValueError, match=r"spatial_temporal_attention_from_sums: eps must be at least 1.17.*e-38"):
+        spatial_temporal_attention_from_sums(torch.ones(2, 3, 4, 5), torch.ones(2, 3, 4), 6, eps=1e-50)
     with pytest.raises(ValueError, match=r"spatial_temporal_sums: features must be \[N, C, H, W\]"):
         spatial_temporal_sums(FEATURES, 2)
     with pytest.raises(ValueError, match="spatial_temporal_sums: parts must be 1 to the 4 rows"):

@@ -114,6 +114,22 @@ def as_float(operator_name: str, name: str, value: Any) -> float:
         raise ValueError(f"{operator_name}: {name} must be in the range of float64, got a number beyond") from None
 
 
+def sums_dtype(dtype: Any) -> Any:
+    """In which an operator holds the sums of elements of that dtype."""
+    return np.float64 if dtype == np.float64 else np.float32
+
+
+def check_divisor(operator_name: str, eps: float, dtype: Any) -> None:
+    """Raises ValueError where `eps`, by which sums of elements of that dtype are divided, would underflow there."""
+    sums = np.dtype(sums_dtype(dtype))
+    least = float(np.finfo(sums).tiny)
+    if 0 < eps < least:
+        raise ValueError(
+            f"{operator_name}: eps must be at least {least}, the smallest normal number of {sums}, in which sums are "
+            f"divided by it, got {eps}"
+        )
+
+
 def thread_count(operator_name: str, threads: int | None, module: Any = np) -> int:
     """How many CPU threads to use; 0 for CuPy, which takes none."""
     if module is not np:

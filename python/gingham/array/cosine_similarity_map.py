@@ -12,6 +12,7 @@ from gingham.array._arrays import (
     FLOATING,
     address_of,
     as_float,
+    check_divisor,
     check_dtype,
     check_out,
     check_same_device,
@@ -23,6 +24,7 @@ from gingham.array._arrays import (
     native_map,
     on_device_of,
     run_cuda,
+    sums_dtype,
     thread_count,
     view_of,
 )
@@ -90,7 +92,7 @@ def _run(module: Any, features: Any, prototypes: Any, eps: float, torch_compat: 
         adjacent = prototypes.strides[2] == prototypes.itemsize or channels == 1
         whole = all(stride % prototypes.itemsize == 0 for stride in prototypes.strides)
         vectors = prototypes if adjacent and whole else module.ascontiguousarray(prototypes)
-        sums = np.float64 if features.dtype == np.float64 else np.float32
+        sums = sums_dtype(features.dtype)
         norms = [module.empty(extents, dtype=sums) for extents in ((batch, height, width), (batch, shape[2]))]
         code = FLOATING[features.dtype.name]
         arguments = (
@@ -118,6 +120,8 @@ def _check(module: Any, arrays: dict[str, Any], eps: float, torch_compat: Any) -
         raise ValueError(f"{_NAME}: eps must be finite and not negative, got {eps}")
     if not isinstance(torch_compat, bool):
         raise TypeError(f"{_NAME}: torch_compat must be a bool, got {type(torch_compat).__name__}")
+    if torch_compat:
+        check_divisor(_NAME, eps, features.dtype)
     for name, x in arrays.items():
         check_dtype(_NAME, name, x)
         check_same_dtype(_NAME, name, x, "features", features)

@@ -12,6 +12,7 @@ from gingham.array._arrays import (
     FLOATING,
     address_of,
     as_float,
+    check_divisor,
     check_dtype,
     check_out,
     check_same_device,
@@ -21,6 +22,7 @@ from gingham.array._arrays import (
     native_map,
     on_device_of,
     run_cuda,
+    sums_dtype,
     thread_count,
     view_of,
 )
@@ -84,6 +86,8 @@ def masked_similarity(
     if not isinstance(torch_compat, bool):
         raise TypeError(f"{_NAME}: torch_compat must be a bool, got {type(torch_compat).__name__}")
     _check(module, arrays)
+    if torch_compat:
+        check_divisor(_NAME, smallest, query.dtype)
     count = thread_count(_NAME, threads, module)
     with on_device_of(module, query):
         return _run(module, arrays, (resize == "mask", smallest, torch_compat), count)
@@ -100,7 +104,7 @@ def _run(module: Any, arrays: dict[str, Any], options: tuple[bool, float, bool],
         native_map(module, support, is_channels_last(support)),
         native_map(module, masks, False),
     )
-    sums = np.float64 if query.dtype == np.float64 else np.float32
+    sums = sums_dtype(query.dtype)
     similarity = module.empty((batch, 1, *size), dtype=query.dtype)
     kept = [
         module.empty(shape, dtype=sums)

@@ -13,6 +13,7 @@ from gingham.array._arrays import (
     FLOATING,
     address_of,
     as_float,
+    check_divisor,
     check_dtype,
     check_same_device,
     check_same_dtype,
@@ -21,6 +22,7 @@ from gingham.array._arrays import (
     native_map,
     on_device_of,
     run_cuda,
+    sums_dtype,
     thread_count,
     view_of,
 )
@@ -155,7 +157,7 @@ def spatial_temporal_attention_from_sums(
     n = _whole_number(_FROM_SUMS, "positions", positions)
     if not 1 <= n < 2**63:
         raise ValueError(f"{_FROM_SUMS}: positions must be at least 1 and fit 64 bits, got {positions}")
-    least = _checked_eps(_FROM_SUMS, eps)
+    least = _checked_eps(_FROM_SUMS, eps, sums.dtype)
     count = thread_count(_FROM_SUMS, threads, module)
     batch, length, parts, channels = sums.shape
     with on_device_of(module, sums):
@@ -175,10 +177,11 @@ def _whole_number(name: str, argument: str, value: Any) -> int:
         raise TypeError(f"{name}: {argument} must be a whole number, got {type(value).__name__}") from None
 
 
-def _checked_eps(name: str, eps: Any) -> float:
+def _checked_eps(name: str, eps: Any, dtype: Any) -> float:
     value = as_float(name, "eps", eps)
     if not 0 < value < math.inf:
         raise ValueError(f"{name}: eps must be finite and positive, got {eps}")
+    check_divisor(name, value, dtype)
     return value
 
 
@@ -199,21 +202,18 @@ def _check_features(
         raise TypeError(f"{name}: energy must be a string, got {type(energy).__name__}")
     if energy not in _ENERGIES:
         raise ValueError(f'{name}: energy must be "sq", "l2" or "agrl", got {energy!r}')
-    return module, (count, _ENERGIES[energy], _checked_eps(name, eps)), thread_count(name, threads, module)
+    options = count, _ENERGIES[energy], _checked_eps(name, eps, features.dtype)
+    return module, options, thread_count(name, threads, module)
 
 
 # ------------------------------------------------------------------------------------------------ calls
-
-
-def _sums_dtype(dtype: Any) -> Any:
-    return np.float64 if dtype == np.float64 else np.float32
 
 
 def _sum_frames(module: Any, features: Any, options: tuple[int, int, float], threads: int) -> tuple[Any, Any, Any]:
     """Sums [B, T, K, C], shares [B, T, K] and the map [B, T, H, W] of features [B, T, C, H, W]."""
     batch, length, channels, height, width = features.shape
     parts, energy, eps = options
-    dtype = _sums_dtype(features.dtype)
+    dtype = sums_dtype(features.dtype)
     sums = module.empty((batch, length, parts, channels), dtype=dtype)
     shares = module.empty((batch, length, parts), dtype=dtype)
     attention = module.empty((batch, length, height, width), dtype=dtype)

@@ -410,12 +410,28 @@ def check_whole_number(operator: str, name: str, value: Any) -> None:
         raise TypeError(f"{operator}: {name} must be a whole number, got {describe(value)}")
 
 
-def check_eps(operator: str, eps: Any, *, positive: bool = False) -> None:
-    """Raises TypeError or ValueError unless `eps` is a finite number that is not negative, or is `positive`."""
+def sums_dtype(tensor: Tensor) -> torch.dtype:
+    """In which an operator holds the sums of the tensor's elements."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+LEAST_DIVISOR = torch.finfo(torch.float32).tiny  # `check_eps` need not be asked about a positive `eps` from here on
+
+
+def check_eps(operator: str, eps: Any, *, positive: bool = False, divides: torch.dtype | None = None) -> None:
+    """Raises TypeError or ValueError unless `eps` is a finite number that is not negative, or is `positive`.
+
+    Where sums are divided by `eps`, `divides` is their dtype: there it must not underflow, which would give NaN.
+    """
     value = eps if isinstance(eps, torch.SymInt) else as_float(operator, "eps", eps)
     if not 0 <= value < math.inf or (positive and value == 0):
         raise ValueError(
             f"{operator}: eps must be finite and {'positive' if positive else 'not negative'}, got {value}"
+        )
+    if divides is not None and 0 < value < torch.finfo(divides).tiny:
+        raise ValueError(
+            f"{operator}: eps must be at least {torch.finfo(divides).tiny}, the smallest normal number of "
+            f"{str(divides).removeprefix('torch.')}, in which sums are divided by it, got {value}"
         )
 
 

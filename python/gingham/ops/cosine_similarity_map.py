@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gingham import reference
 from gingham.ops._register import (
+    LEAST_DIVISOR,
     Registered,
     check_eps,
     check_like,
@@ -18,6 +19,7 @@ from gingham.ops._register import (
     empty_map,
     is_channels_last,
     promote,
+    sums_dtype,
 )
 
 
@@ -37,7 +39,8 @@ def cosine_similarity_map(
         prototypes: [B, P, C], batch, channels, dtype and device of `features`; any number of them.
         eps: norms up to this one, finite and not negative, have cosine 0 and let no gradient through.
         torch_compat: such norms count as `eps` instead, and gradients, of order 1 / `eps` there, are those of
-            `torch.nn.functional.cosine_similarity`.
+            `torch.nn.functional.cosine_similarity`. `eps` is then 0 or at least the smallest normal number of float32
+            (of float64 for float64).
 
     Returns:
         [B, P, H, W] between -1 and 1 but for rounding, in the dtype and memory format of `features`. Sums are held in
@@ -65,7 +68,7 @@ def cosine_similarity_map(
         if type(eps) is not float:
             _check(features, prototypes, eps, torch_compat)
             eps = float(eps)
-        if not 0.0 <= eps < math.inf or type(torch_compat) is not bool:
+        if not 0.0 <= eps < math.inf or type(torch_compat) is not bool or (torch_compat and eps < LEAST_DIVISOR):
             _check(features, prototypes, eps, torch_compat)
         is_compiling = torch.compiler.is_compiling()
         # Each of these questions takes a tenth of a microsecond; torch.compile cannot trace the second.
@@ -82,9 +85,9 @@ def cosine_similarity_map(
 def _check(features: Tensor, prototypes: Tensor, eps: float, torch_compat: bool) -> None:
     check_tensor("cosine_similarity_map", "features", features)
     check_tensor("cosine_similarity_map", "prototypes", prototypes)
-    check_eps("cosine_similarity_map", eps)
     if not isinstance(torch_compat, bool):
         raise TypeError(f"cosine_similarity_map: torch_compat must be a bool, got {describe(torch_compat)}")
+    check_eps("cosine_similarity_map", eps, divides=sums_dtype(features) if torch_compat else None)
     if features.dim() != 4:
         raise ValueError(f"cosine_similarity_map: features must be [B, C, H, W], got {describe(features)}")
     if features.size(1) == 0:
@@ -105,7 +108,7 @@ def _fake_forward(features: Tensor, prototypes: Tensor, eps: float, torch_compat
     _check(features, prototypes, eps, torch_compat)
     batch, _, height, width = features.shape
     count = prototypes.size(1)
-    sums = torch.float64 if features.dtype == torch.float64 else torch.float32
+    sums = sums_dtype(features)
     return (
         empty_map((batch, count, height, width), features, is_channels_last(features)),
         features.new_empty(batch, height, width, dtype=sums),

@@ -14,6 +14,7 @@ from torch import Tensor
 from gingham import reference
 from gingham.ops._register import (
     FLOATING,
+    LEAST_DIVISOR,
     Registered,
     check_eps,
     check_like,
@@ -23,6 +24,7 @@ from gingham.ops._register import (
     fold_into_batch,
     is_channels_last,
     promote,
+    sums_dtype,
     unfold_from_batch,
 )
 from gingham.ops.masked_average_pool import MASKS
@@ -59,7 +61,8 @@ def masked_similarity(
             the nearest in it.
         eps: norms up to this one, finite and not negative, have cosine 0 and let no gradient through.
         torch_compat: such norms count as `eps` instead, and gradients, of order 1 / `eps` there, are those of
-            `torch.nn.functional.cosine_similarity`.
+            `torch.nn.functional.cosine_similarity`. `eps` is then 0 or at least the smallest normal number of float32
+            (of float64 for float64).
 
     Returns:
         [B, 1, h, w] between -1 and 1 but for rounding, contiguous, in the dtype of `query`. Sums, and the mean of the
@@ -93,6 +96,7 @@ def masked_similarity(
             or (resize != "features" and resize != "mask")
             or not 0.0 <= eps < math.inf
             or type(torch_compat) is not bool
+            or (torch_compat and eps < LEAST_DIVISOR)
         ):
             _check(query, support, mask, *options)
         is_compiling = torch.compiler.is_compiling()
@@ -164,10 +168,10 @@ def _check(
 ) -> None:
     if not isinstance(resize, str) or resize not in ("features", "mask"):
         raise ValueError(f"masked_similarity: resize must be 'features' or 'mask', got {resize!r}")
-    check_eps("masked_similarity", eps)
     if not isinstance(torch_compat, bool):
         raise TypeError(f"masked_similarity: torch_compat must be a bool, got {describe(torch_compat)}")
     _check_shapes(query, support, mask, valid_sizes)
+    check_eps("masked_similarity", eps, divides=sums_dtype(query) if torch_compat else None)
     if valid_sizes is not None and valid_sizes.device.type == "cpu" and not torch.compiler.is_compiling():
         most = valid_sizes.new_tensor([*support.shape[3:], *mask.shape[3:]])
         if bool(((valid_sizes < 0) | (valid_sizes > most)).any()):
@@ -229,7 +233,7 @@ def _fake_forward(
     _check_shapes(query, support, mask, valid_sizes)
     batch, channels, height, width = query.shape
     shots = support.size(1)
-    sums = torch.float64 if query.dtype == torch.float64 else torch.float32
+    sums = sums_dtype(query)
     return (
         query.new_empty(batch, 1, height, width),
         query.new_empty(batch, shots, support.size(3) * support.size(4), dtype=sums),

@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 
 from gingham import reference
 from gingham.ops._register import (
+    LEAST_DIVISOR,
     Registered,
     as_float,
     check_eps,
@@ -24,6 +25,7 @@ from gingham.ops._register import (
     empty_map,
     is_channels_last,
     promote,
+    sums_dtype,
 )
 
 _NAME, _SUMS, _FROM_SUMS = (
@@ -64,8 +66,9 @@ def spatial_temporal_attention(
         energy: "sq", the squared norm over channels, as the paper's formula says: the map sums to 1. "l2", the norm:
             the map sums to 1. "agrl", the norm: the map has an L2 norm of 1, and a band gets its mean, as in the code
             of AGRL, which is by another author.
-        eps: totals of energy, of a frame or of a part, are taken for at least this; positive. A frame, or a part, whose
-            total is not above gets no score where there is no energy, and passes no gradient to its map.
+        eps: totals of energy, of a frame or of a part, are taken for at least this; positive, and no less than the
+            smallest normal number of float32 (of float64 for float64). A frame, or a part, whose total is not above
+            gets no score where there is no energy, and passes no gradient to its map.
         detach_attention: whether gradients of `pooled` shall not pass through the scores.
         return_map: whether to return the attention map too.
 
@@ -95,6 +98,7 @@ def spatial_temporal_attention(
         if (
             type(parts) is not int
             or type(eps) is not float
+            or eps < LEAST_DIVISOR
             or type(detach_attention) is not bool
             or type(return_map) is not bool
         ):
@@ -151,7 +155,7 @@ def spatial_temporal_sums(
         True
     """
     try:
-        if type(parts) is not int or type(eps) is not float:
+        if type(parts) is not int or type(eps) is not float or eps < LEAST_DIVISOR:
             _check_sums(features, parts, energy, eps)
             eps = as_float(_SUMS, "eps", eps)
         if torch.compiler.is_compiling():
@@ -200,7 +204,7 @@ def spatial_temporal_attention_from_sums(
                 [0.3333, 0.3333]]))
     """
     try:
-        if type(positions) is not int or type(eps) is not float:
+        if type(positions) is not int or type(eps) is not float or eps < LEAST_DIVISOR:
             _check_from_sums(sums, energies, positions, eps)
             eps = as_float(_FROM_SUMS, "eps", eps)
         is_compiling = torch.compiler.is_compiling()
@@ -232,7 +236,7 @@ def _check_frames(operator: str, layout: str, features: Tensor, parts: Any, ener
         raise TypeError(f"{operator}: energy must be a string, got {describe(energy)}")
     if energy not in _ENERGIES:
         raise ValueError(f'{operator}: energy must be "sq", "l2" or "agrl", got {energy!r}')
-    check_eps(operator, eps, positive=True)
+    check_eps(operator, eps, positive=True, divides=sums_dtype(features))
 
 
 def _check_attention(
@@ -261,14 +265,10 @@ def _check_from_sums(sums: Tensor, energies: Tensor, positions: Any, eps: Any) -
     check_whole_number(name, "positions", positions)
     if not 1 <= positions < 2**63:
         raise ValueError(f"{name}: positions must be at least 1 and fit 64 bits, got {positions}")
-    check_eps(name, eps, positive=True)
+    check_eps(name, eps, positive=True, divides=sums.dtype)
 
 
 # ------------------------------------------------------------------------------------------------ registration
-
-
-def _sums_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _energy_name(operator: str, energy: int) -> str:
@@ -285,7 +285,7 @@ def _fake_gradient(features: Tensor) -> Tensor:
 def _fake_attention(features: Tensor, parts: int, energy: int, eps: float, detach_attention: bool) -> Any:
     _check_attention(features, parts, _energy_name(_NAME, energy), eps, detach_attention)
     batch, length, channels, height, width = features.shape
-    dtype = _sums_dtype(features)
+    dtype = sums_dtype(features)
     return (
         features.new_empty(batch, 2 * channels),
         features.new_empty(batch, length, parts, dtype=dtype),
@@ -317,7 +317,7 @@ def _define_attention(features: Tensor, parts: int, energy: int, eps: float, det
 def _fake_sums(features: Tensor, parts: int, energy: int, eps: float) -> Any:
     _check_sums(features, parts, _energy_name(_SUMS, energy), eps)
     batch, channels, height, width = features.shape
-    dtype = _sums_dtype(features)
+    dtype = sums_dtype(features)
     return (
         features.new_empty(batch, parts, channels, dtype=dtype),
         features.new_empty(batch, parts, dtype=dtype),
