@@ -19,6 +19,7 @@ import yaml
 pytest.importorskip("lightning")
 from PIL import Image
 
+from gingham._library import native
 from gingham.cli import main
 from gingham.cli.options import config_file, packaged_configs
 from gingham.data import CueScenes
@@ -94,6 +95,19 @@ def test_info_says_what_is_built_and_in_use() -> None:
     assert done.returncode == 0
     for name in ("version", "git commit", "compiler", "instruction set", "cuda architectures", "torch operators"):
         assert name in done.stdout
+
+
+def test_an_instruction_set_that_is_not_there_is_one_line_that_lists_those_that_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    available = native().available_instruction_sets()
+    absent = [name for name in ("avx2", "avx512", "avx512_bf16", "amx") if name not in available]
+    for name in ("avx-2", *absent[:1]):
+        monkeypatch.setenv("GINGHAM_CPU", name)
+        done = gingham("info")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.fullmatch(rf"gingham: error: GINGHAM_CPU={name}: .*\n", done.stderr)
+        assert done.stderr.endswith(f"; available on this machine: {', '.join(available)}\n")
 
 
 def test_an_unknown_config_lists_those_there_are() -> None:

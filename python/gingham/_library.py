@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gingham.errors import SettingError
+
 
 class NativeLibraryError(ImportError):
     """The compiled part of Gingham is missing or does not fit this machine."""
@@ -56,18 +58,27 @@ def load_torch_operators() -> None:
 def info() -> dict[str, str]:
     """Version, commit, compiler, instruction sets, CUDA architectures, and what torch sees of the operators.
 
+    Raises:
+        NativeLibraryError: the native library is missing or cannot be loaded.
+        SettingError: ``GINGHAM_CPU`` names an instruction set that is unknown or that this machine has not.
+
     Example:
         >>> from gingham import info
         >>> info()["torch operators"]
         'registered'
     """
     library = native()
+    available = ", ".join(library.available_instruction_sets())
+    try:
+        instruction_set = library.instruction_set()
+    except RuntimeError as error:
+        raise SettingError(f"{error}; available on this machine: {available}") from error
     report = {
         "version": library.version,
         "git commit": library.git_commit,
         "compiler": library.compiler,
-        "instruction set": library.instruction_set(),
-        "instruction sets available": ", ".join(library.available_instruction_sets()),
+        "instruction set": instruction_set,
+        "instruction sets available": available,
         "cuda architectures": library.cuda_architectures or "none (built without CUDA)",
         "python": platform.python_version(),
     }

@@ -11,6 +11,10 @@ class GinghamError(Exception):
     """Base of the errors whose one-line text tells the user what to do."""
 
 
+class SettingError(GinghamError, ValueError):
+    """An environment variable has a value that cannot be used."""
+
+
 class DataError(GinghamError, ValueError):
     """A data set on disk is missing, incomplete, unreadable, or not what its layout promises."""
 
