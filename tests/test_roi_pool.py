@@ -243,6 +243,20 @@ def test_is_torchvision_bit_for_bit(seed: int) -> None:
         assert same_bits(got[1], gradient)
 
 
+def test_boxes_beyond_32_bits_are_cut_off_there_and_do_not_wrap_around() -> None:
+    ramp = torch.arange(1.0, 65.0).reshape(1, 1, 8, 8)
+    rows = {
+        (-2e9, 0.0, 2e9, 3.0): [0, 16, 0, 32],  # wider than 32 bits hold
+        (0.0, 0.0, 1e30, 3.0): [16, 0, 32, 0],
+        (-1e30, 0.0, 3.0, 3.0): [0, 0, 0, 0],  # float32 rounds its width, so that it ends at the edge
+        (1e30, 0.0, 2e30, 3.0): [0, 0, 0, 0],
+    }
+    boxes = torch.tensor([(0.0, *corners) for corners in rows])
+    expected = torch.tensor([*rows.values()], dtype=torch.float32).reshape(-1, 1, 2, 2)
+    assert torch.equal(reference.roi_pool(ramp, boxes, 2), expected)
+    assert torch.equal(roi_pool(ramp, boxes, 2), expected)
+
+
 def test_lists_of_boxes_are_torchvisions() -> None:
     torchvision = pytest.importorskip("torchvision")
     features = torch.randn(3, 4, 9, 11)

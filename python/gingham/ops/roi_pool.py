@@ -33,11 +33,12 @@ def roi_pool(
     """The largest pixel in each bin of a grid over each box; zero in bins that lie outside of the map.
 
     Source: Girshick, Fast R-CNN, ICCV 2015, section 2.1, https://arxiv.org/abs/1504.08083. The same numbers as those of
-    ``torchvision.ops.roi_pool``, bit for bit, gradients included, in float32 and float64.
+    ``torchvision.ops.roi_pool``, bit for bit, gradients included, in float32 and float64, where torchvision's integers
+    of 32 bits hold the rounded coordinates and the height and width of each box: beyond, those wrap around.
 
     A box covers the pixels from ``round(x1 * spatial_scale)`` to ``round(x2 * spatial_scale)``, both included, rounded
-    half away from zero, and at least one. Bins that do not divide it overlap. The grid is that of the whole box where
-    the map covers a part of it.
+    half away from zero, and at least one; of rounded numbers that 32 bits do not hold, the nearest that they do. Bins
+    that do not divide it overlap. The grid is that of the whole box where the map covers a part of it.
 
     Args:
         features: [B, C, H, W]; float32, float64, float16 or bfloat16, on CPU or CUDA, with any strides (maps whose
