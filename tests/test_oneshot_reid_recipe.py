@@ -27,6 +27,7 @@ from gingham.methods.oneshot_reid.data import AdaptationData
 from gingham.methods.oneshot_reid.objective import embedding_loss
 from gingham.methods.oneshot_reid.recipe import OneShotRecipe
 from gingham.methods.oneshot_reid.split import one_shot_split, read_split, write_split
+from gingham.methods.processes import in_first
 from gingham.nn.checkpoint import read_state_dict
 from trainings import trainer
 
@@ -657,16 +658,16 @@ class OfTwo:
 
 def test_labels_are_made_once_and_an_error_is_everybodys() -> None:
     first: Any = OfTwo(first=True)
-    assert adaptation_module._once(first, lambda: 3) == 3
+    assert in_first(first, lambda: 3) == 3
     second: Any = OfTwo(first=False, made=first.made)
-    assert adaptation_module._once(second, lambda: pytest.fail("made twice")) == 3
+    assert in_first(second, lambda: pytest.fail("made twice")) == 3
 
     def fail() -> None:
         raise DataError("nothing to cluster")
 
-    refused("nothing to cluster", DataError, lambda: adaptation_module._once(first, fail))
+    refused("nothing to cluster", DataError, lambda: in_first(first, fail))
     second.made = first.made
-    refused("nothing to cluster", DataError, lambda: adaptation_module._once(second, lambda: None))
+    refused("nothing to cluster", DataError, lambda: in_first(second, lambda: None))
 
 
 @pytest.mark.parametrize("options", [{"limit_val_batches": 0}, {"check_val_every_n_epoch": 6}], ids=str)

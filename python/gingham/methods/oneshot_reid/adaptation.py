@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import lightning
 import numpy as np
@@ -33,10 +32,9 @@ from gingham.methods.oneshot_reid.objective import Likeness, PseudoLabels, Selec
 from gingham.methods.oneshot_reid.recipe import OneShotRecipe
 from gingham.methods.oneshot_reid.split import write_split
 from gingham.methods.oneshot_reid.streams import TargetLabels
+from gingham.methods.processes import in_first
 
 LabelSource = Literal["pseudo", "given", "true", "none"]
-
-T = TypeVar("T")
 
 
 class Figures(NamedTuple):
@@ -294,7 +292,7 @@ class OneShotAdaptation(Callback):
         if self.labels == "pseudo":
             data: AdaptationData = trainer.datamodule  # type: ignore[attr-defined]
             target = pl_module.features_of(data.target_loader())
-            self._write(trainer, data, "final", _once(trainer, lambda: self._guess(data, target)))
+            self._write(trainer, data, "final", in_first(trainer, lambda: self._guess(data, target)))
 
     # ------------------------------------------------------------------------------------------ labels
 
@@ -322,7 +320,7 @@ class OneShotAdaptation(Callback):
         source = recipe.features_of(data.source_loader()) if self.self_mining else None
         # Once for all processes: it takes memory, and machines of different kinds round differently.
         groups = 1 if recipe.network.num_parts == 1 else 1 + recipe.network.num_parts
-        outcome = _once(trainer, lambda: self._make(data, target, source, groups, due, self.iterations(trainer)))
+        outcome = in_first(trainer, lambda: self._make(data, target, source, groups, due, self.iterations(trainer)))
         self.radii, (clusters, parts), guess, selected = outcome
         known = data.known_persons
         persons: Any = known
@@ -435,21 +433,6 @@ class OneShotAdaptation(Callback):
                 row = [image, int(ids[guess.persons[index]]), f"{guess.weights[index]:.6f}"]
                 writer.writerow([*row, f"{guess.scores[index]:.6f}", int(known[index] >= 0), taken, cluster])
         part.replace(file)
-
-
-def _once(trainer: lightning.Trainer, make: Callable[[], T]) -> T:
-    """What the first process makes, in all of them; where that fails, all of them fail."""
-    outcome: Any = None
-    if trainer.is_global_zero:
-        try:
-            outcome = make()
-        except Exception as error:  # of whatever kind, the others wait for it
-            outcome = error
-    outcome = trainer.strategy.broadcast(outcome)
-    if isinstance(outcome, Exception):
-        raise outcome
-    made: T = outcome
-    return made
 
 
 def _figures(labels: TargetLabels, guessed: Any, truth: Any) -> Figures:

@@ -28,6 +28,7 @@ from gingham.methods.oneshot_reid.data import AdaptationData
 from gingham.methods.oneshot_reid.network import EmbeddingOutput, OneShotReID, has_groups
 from gingham.methods.oneshot_reid.objective import Weighting, classification_loss, embedding_loss
 from gingham.methods.oneshot_reid.streams import Stream
+from gingham.methods.processes import several_processes, share_buffers
 from gingham.methods.reid_recipe import ReidRecipe
 from gingham.nn.checkpoint import load_state_dict, read_state_dict
 from gingham.nn.triplet_loss import Mining, triplet_loss, weighted_cross_entropy
@@ -186,9 +187,7 @@ class OneShotRecipe(ReidRecipe):
         convert = self.trainer.precision_plugin.convert_input
         hidden = None if self.trainer.is_global_zero else True
         batches = tqdm(loader, desc="looking at images", unit="batch", delay=2, disable=hidden, leave=False)
-        if _several_processes():  # their batch norms saw different images, and a checkpoint holds those of the first
-            for buffer in self.network.buffers():
-                dist.broadcast(buffer, 0)
+        share_buffers(self.network)
         was_training = self.training
         self.eval()
         parts = []
@@ -239,13 +238,9 @@ class OneShotRecipe(ReidRecipe):
         return found
 
 
-def _several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
 def _gathered(part: Tensor, length: int) -> Tensor:
     """The rows [n, C] of all processes, each of which has every world_size-th of so many, in their order."""
-    if not _several_processes():
+    if not several_processes():
         return part
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, part)

@@ -16,11 +16,11 @@ import copy
 import math
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -32,14 +32,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gingham.data.segmentation import SegmentationDataset, read_soft_label, write_label, write_soft_label
 from gingham.errors import DataError
+from gingham.methods.processes import in_first, several_processes, share_buffers
 from gingham.methods.resumable_data import EpochBatches
 from gingham.methods.schp.labels_folder import Owner, claim, labels_to_go_on_with, leave, require_owner
 from gingham.methods.schp.objective import refined_labels
 from gingham.methods.schp.schedule import cycles_after, cyclical_rate
 from gingham.methods.segmentation_data import SegmentationData
 from gingham.methods.segmentation_recipe import Refinement, SegmentationRecipe
-
-T = TypeVar("T")
 
 
 class SelfCorrection(Callback):
@@ -279,9 +278,7 @@ class SelfCorrection(Callback):
             average_parameters(average, recipe.network, 1 / (self.count + 1))
         else:
             average.load_state_dict(recipe.network.state_dict())
-        if _several_processes():  # their batch norms saw different images, and a checkpoint holds those of the first
-            for buffer in average.buffers():
-                dist.broadcast(buffer, 0)
+        share_buffers(average)
         return average
 
     def _ends_cycle(self, epochs: int) -> bool:
@@ -343,10 +340,10 @@ class SelfCorrection(Callback):
         checkpoints = getattr(trainer.checkpoint_callback, "dirpath", None)
         self._run = trainer.strategy.broadcast(self._run or uuid.uuid4().hex)
         self._owner = Owner(self._run, None if checkpoints is None else str(Path(checkpoints).resolve()))
-        _in_first(trainer, lambda: claim(self._folder, self._owner))
+        in_first(trainer, lambda: claim(self._folder, self._owner))
         if self.offline and self.count:
             find = partial(labels_to_go_on_with, self.count, self._run, known=self._soft_labels, folder=self._folder)
-            self._use_soft_labels(trainer, _in_first(trainer, find))
+            self._use_soft_labels(trainer, in_first(trainer, find))
 
     def _use_soft_labels(self, trainer: lightning.Trainer, folder: Path) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -358,7 +355,7 @@ class SelfCorrection(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         dataset: SegmentationDataset = data.dataset("train")
         folder = self._folder / f"cycle_{self.count}"
-        _in_first(trainer, lambda: require_owner(self._folder, self._owner))
+        in_first(trainer, lambda: require_owner(self._folder, self._owner))
         alpha = 1 / (self.count + 1)
         was_training = pl_module.training
         pl_module.eval()
@@ -378,22 +375,6 @@ class SelfCorrection(Callback):
                 refined = soft.argmax(0).masked_fill(item["label"] == dataset.ignore_index, dataset.ignore_index)
                 write_label(folder / f"{item['name']}.png", refined, dataset.labels)
         pl_module.train(was_training)
-
-
-def _in_first(trainer: lightning.Trainer, act: Callable[[], T]) -> T:
-    """What the first process finds; a DataError of it is raised in all."""
-    result: Any = None
-    problem: DataError | None = None
-    if trainer.is_global_zero:
-        try:
-            result = act()
-        except DataError as error:
-            problem = error
-    found: T
-    found, problem = trainer.strategy.broadcast((result, problem))
-    if problem is not None:
-        raise problem
-    return found
 
 
 def _teacher(recipe: SegmentationRecipe) -> nn.Module:
@@ -454,7 +435,7 @@ def estimate_batch_norm(network: nn.Module, batches: Any) -> None:
             for norm in norms:
                 norm.momentum = len(images) / seen
             network(images.contiguous(memory_format=torch.channels_last))
-        if _several_processes():
+        if several_processes():
             for norm in norms:
                 for statistic in (norm.running_mean, norm.running_var):
                     assert statistic is not None
@@ -463,10 +444,6 @@ def estimate_batch_norm(network: nn.Module, batches: Any) -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.train(was_training)
-
-
-def _several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _images(trainer: lightning.Trainer, device: torch.device) -> Iterator[Tensor]:
